@@ -1,0 +1,46 @@
+"""Installs video_gn: ``pip install -e .`` (see INSTALL.md)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "video_gn/__init__.py").read_text()).group(1)
+
+setup(
+    name="video_gn",
+    version=VERSION,
+    description="3D ConvNets with Group Normalization, trained and tested on video",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["video_gn", "video_gn.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.7",
+        "numpy>=1.26",
+        "av>=14",
+        "pyyaml>=6",
+        "pydantic>=2.7",
+        "tensorboard>=2.15",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "fvcore>=0.1.5",
+    ],
+    extras_require={
+        "torchcodec": ["torchcodec>=0.5"],
+        "decord": ["decord>=0.6"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "torchvision>=0.22",
+            "pytorchvideo>=0.1.5",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)

@@ -1,0 +1,33 @@
+"""Score a trained network: 10 clips a video, softmax averaged; writes test_<protocol>.json and .csv into the run's folder.
+
+python tools/test.py runs/demo/checkpoints/last.pt
+python tools/test.py runs/my_run/checkpoints/best.pt test.views=three data.root=/data/kinetics400
+torchrun --nproc-per-node 8 tools/test.py CHECKPOINT [key=value ...]
+
+The config is the one in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from video_gn import cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="runs/NAME/checkpoints/last.pt or best.pt")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
+    args = parser.parse_args()
+
+    from video_gn.engine.test import test_checkpoint
+
+    result = test_checkpoint(args.checkpoint, args.overrides)
+    if result is not None:
+        print(result.table())
+
+
+if __name__ == "__main__":
+    cli.run(main)

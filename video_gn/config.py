@@ -1,0 +1,304 @@
+"""The typed schema of a whole experiment, and how a YAML file becomes one.
+
+A config file holds the sections below. It may name one other file by ``base:`` (relative to itself) whose values it
+overrides; a base has no base of its own. ``a.b=c`` on the command line overrides both.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from video_gn.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Common rules: values cannot change after loading, unknown keys and infinities are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The network. Defaults: the ResNet-50 I3D of the paper's section 4.3."""
+
+    arch: Literal["resnet50", "resnet101"] = "resnet50"
+    """Sets the number of blocks a stage."""
+    blocks: tuple[Positive, Positive, Positive, Positive] | None = None
+    """Blocks of res2 to res5 for a small net, in place of those of `arch`."""
+    width: Positive = 64
+    """Channels of the stem; a stage's output has 4, 8, 16, 32 times as many."""
+    temporal: Literal["i3d", "c2d"] = "i3d"
+    """`i3d`: inflated kernels (conv1 5x7x7, every other 1x1x1 becomes 3x1x1). `c2d`: all temporal kernels are 1."""
+    stem: Literal["dense", "sparse", "slowfast"] = "dense"
+    """`dense`: temporal stride 4 before res2 (32 and 64 frames). `sparse`: 1 (8 frames). `slowfast`: as that zoo pads."""
+    norm: Literal["bn", "gn", "ln", "in", "none"] = "gn"
+    groups: Positive = 32
+    """GN: the number of groups G."""
+    channels_per_group: Positive | None = None
+    """GN: channels of one group, in place of `groups`."""
+    num_classes: Positive = 400
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+class DataConfig(Section):
+    """Where the videos are, and how clips are cut from them."""
+
+    root: str = "."
+    """Folder that the entries of the lists are relative to."""
+    train_list: str = "train.csv"
+    """A list's path is tried as given, then under `root`."""
+    val_list: str = "val.csv"
+    test_list: str = "val.csv"
+    class_names: str | None = None
+    """File with one class name a line (line number = label)."""
+    frames: Positive = 32
+    stride: Annotated[int, Field(ge=0)] = 2
+    """Frames from one clip frame to the next, at native rate. 0 repeats one frame: the single-frame control."""
+    crop: Positive = 224
+    """Side of the training crop, pixels."""
+    short_side: tuple[Positive, Positive] = (256, 320)
+    """Training scales the short side to a random integer of this range, ends included."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip of a training clip."""
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.225, 0.225, 0.225)
+    """Of RGB in [0, 1]; the baseline's are 114.75 and 57.375 of 255."""
+    decoder: Literal["auto", "torchcodec", "pyav", "decord"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Decoding processes a rank; 0 decodes in the main process."""
+    max_unreadable: Annotated[int, Field(ge=0)] = 10
+    """More different unreadable training videos than this end the run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        low, high = self.short_side
+        if low > high:
+            raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
+        if self.crop > low:
+            raise ValueError(f"crop {self.crop} is larger than the smallest short side {low}; lower crop or raise short_side")
+        return self
+
+
+class OptimConfig(Section):
+    """SGD with a rate stated for a reference batch and scaled linearly to the global batch."""
+
+    lr: PositiveFloat = 0.01
+    reference_batch: Positive = 64
+    """`lr` is for this global batch; the run's rate is lr * global_batch / reference_batch."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: NonNegative = 1e-4
+    norm_weight_decay: NonNegative = 0.0
+    """Weight decay of gamma and beta, whatever the norm."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[PositiveFloat, ...] = (41, 82)
+    """`steps`: epochs at which the rate is multiplied by `decay`."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: NonNegative = 0.0
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The rate rises linearly from this fraction during the warm-up."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} must rise")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    epochs: Positive = 109
+    clips_per_gpu: Positive = 8
+    """Clips of one forward pass: the batch that a norm sees."""
+    global_batch: Positive | None = None
+    """Clips of one optimizer step; default 8 x clips_per_gpu (the paper's 8 GPUs). Fewer GPUs accumulate gradients."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on a GPU that has it, else fp32."""
+    channels_last: bool = True
+    """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
+    eval_every: Positive = 1
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    log_every: Positive = 20
+    """Optimizer steps from one log line to the next."""
+    precise_bn_batches: Annotated[int, Field(ge=0)] = 200
+    """Batch Norm: batches whose statistics are averaged before an evaluation; 0 keeps the running averages."""
+
+
+class TestConfig(Section):
+    """The test of a trained net: several clips a video, softmax averaged."""
+
+    views: Literal["center", "three", "full"] = "full"
+    """`center`: one crop of data.crop; `three`: 3 crops of short_side; `full`: the whole frame, fully convolutional."""
+    clips: Positive = 10
+    clip_starts: Literal["spread", "baseline"] = "spread"
+    """`spread`: from the first frame to the last; `baseline`: int(k N / K), as video-nonlocal-net."""
+    short_side: Positive = 256
+    clips_per_batch: Positive = 8
+    """Clips of one forward pass; changes memory and speed, never a score."""
+    max_unreadable: Annotated[int, Field(ge=0)] = 0
+    """More unreadable videos than this is an error, after the table."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written."""
+
+    every_epochs: Positive = 1
+
+
+class Config(Section):
+    """One experiment."""
+
+    output_dir: str
+    """The run's folder; default runs/NAME of the config file's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the run folder's last whole checkpoint."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
+        if self.data.frames < need:
+            raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
+        if self.test.short_side < self.data.crop:
+            raise ValueError(f"test.short_side {self.test.short_side} is smaller than data.crop {self.data.crop}")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, its base and ``a.b=c`` overrides into a checked `Config`.
+
+    Raises:
+        UserError: the file is missing or malformed, a key is unknown, a value is out of its range.
+    """
+    path = Path(path)
+    tree = _read_yaml(path)
+    base = tree.pop("base", None)
+    if base is not None:
+        base_path = path.parent / str(base)
+        parent = _read_yaml(base_path)
+        if "base" in parent:
+            raise UserError(f"{base_path}: a base cannot have a base ({parent['base']}); name one base only")
+        tree = _merge(parent, tree)
+    tree.setdefault("output_dir", f"runs/{path.stem}")
+    return parse_config(tree, overrides, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """Check a nested dict (of a file or of a checkpoint) after applying ``a.b=c`` overrides."""
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def differences(old: Section, new: Section, prefix: str = "") -> Iterator[str]:
+    """Yield ``key: old -> new`` for every value that differs."""
+    for name in type(new).model_fields:
+        a, b = getattr(old, name), getattr(new, name)
+        if isinstance(b, Section):
+            yield from differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}: {a} -> {b}"
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every value spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, where PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(problem=f"key {key!r} is written twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror}); check its path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a config is a YAML file") from None
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{path}: a config is a mapping of sections (model:, data:, ...), not {type(tree).__name__}")
+    return tree
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} must be key=value, such as train.epochs=10")
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {text!r}: the value is not valid YAML; quote it") from None
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    return tree
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems of a config on one line, each with its place."""
+    problems = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "config"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{place}: unknown key{_nearest(item['loc'])}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = "" if item["type"] == "value_error" else f" (got {item['input']!r:.60})"
+            problems.append(f"{place}: {message}{value}")
+    return "; ".join(problems)
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """`` (did you mean 'x'?)`` for an unknown key, or the section that has a key of that name."""
+    section: type[BaseModel] = Config
+    for part in loc[:-1]:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    key = str(loc[-1])
+    places = {name: name for name in section.model_fields}
+    for match in difflib.get_close_matches(key, places, n=1):
+        return f" (did you mean {match!r}?)"
+    for name, field in Config.model_fields.items():
+        fields = getattr(field.annotation, "model_fields", {})
+        if key in fields:
+            return f" (did you mean '{name}.{key}'?)"
+    return f" (valid keys: {', '.join(places)})"

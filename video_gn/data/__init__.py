@@ -1,0 +1,1 @@
+"""Lists, sampling, decoding, loading and augmentation of videos."""

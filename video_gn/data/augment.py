@@ -1,0 +1,115 @@
+"""From uint8 frames to network input: which rectangle of the source a view is, and its resize, flip and normalization.
+
+The worker draws the rectangles and cuts what they enclose; the arithmetic on pixels runs on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width), pixels."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of the source frame, and the size in pixels at which the network sees it."""
+
+    box: Box
+    height: int
+    width: int
+    flip: bool = False
+
+
+def random_view(
+    height: int, width: int, crop: int, short_side: tuple[int, int], flip: float, rng: np.random.Generator
+) -> View:
+    """Training: short side scaled to a random integer of `short_side`, random crop x crop window, flip by chance.
+
+    All ends are included. The window is rounded to whole source pixels.
+    """
+    scale = int(rng.integers(*short_side, endpoint=True)) / min(height, width)
+    top = int(rng.integers(0, max(round(height * scale) - crop, 0), endpoint=True))
+    left = int(rng.integers(0, max(round(width * scale) - crop, 0), endpoint=True))
+    box = _source_box(top, left, crop, crop, scale, height, width)
+    return View(box, crop, crop, flip=bool(rng.random() < flip))
+
+
+def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -> list[View]:
+    """The views of a test frame, short side scaled to `short_side`.
+
+    `center`: the middle crop x crop window. `three`: short_side x short_side windows at 0, 1, 2 times
+    (long side - short_side) // 2 along the longer side. `full`: the whole frame.
+    """
+    scale = short_side / min(height, width)
+    scaled_height, scaled_width = round(height * scale), round(width * scale)
+    if kind == "full":
+        return [View((0, 0, height, width), scaled_height, scaled_width)]
+    if kind == "center":
+        corners = [((scaled_height - crop) // 2, (scaled_width - crop) // 2)]
+        side = crop
+    else:
+        down, right = (scaled_height - short_side) // 2, (scaled_width - short_side) // 2
+        corners = [(k * down, k * right) for k in range(3)]
+        side = short_side
+    return [
+        View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners
+    ]
+
+
+def cut(views: Sequence[View]) -> tuple[Box, list[View]]:
+    """The smallest box that encloses all views, and the views relative to it."""
+    top = min(view.box[0] for view in views)
+    left = min(view.box[1] for view in views)
+    bottom = max(view.box[0] + view.box[2] for view in views)
+    right = max(view.box[1] + view.box[3] for view in views)
+    moved = [replace(v, box=(v.box[0] - top, v.box[1] - left, v.box[2], v.box[3])) for v in views]
+    return (top, left, bottom - top, right - left), moved
+
+
+def render(frames: Tensor, views: Sequence[View], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Resize, flip and normalize.
+
+    Args:
+        frames: uint8 (U, h, w, 3) RGB, on any device.
+        views: V views of one output size, boxes relative to `frames`.
+        mean, std: of RGB in [0, 1].
+
+    Returns:
+        float32 (V, U, height, width, 3).
+    """
+    return torch.stack([_render_view(frames, view) for view in views]).sub_(_rgb(mean, frames)).div_(_rgb(std, frames))
+
+
+def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
+    """Clips (V K, 3, T, H, W), channels last in memory, of frames (V, U, H, W, 3) and indices into U (K, T)."""
+    return frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
+
+
+def _render_view(frames: Tensor, view: View) -> Tensor:
+    top, left, height, width = view.box
+    pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2).float()
+    if (height, width) != (view.height, view.width):
+        pixels = F.interpolate(pixels, (view.height, view.width), mode="bilinear", antialias=True)
+    if view.flip:
+        pixels = pixels.flip(-1)
+    return pixels.permute(0, 2, 3, 1)
+
+
+def _rgb(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device) * 255
+
+
+def _source_box(top: int, left: int, height: int, width: int, scale: float, full_height: int, full_width: int) -> Box:
+    """The window of a frame scaled by `scale`, in whole pixels of the source, inside the frame."""
+    box_height = min(max(round(height / scale), 1), full_height)
+    box_width = min(max(round(width / scale), 1), full_width)
+    box_top = min(round(top / scale), full_height - box_height)
+    box_left = min(round(left / scale), full_width - box_width)
+    return box_top, box_left, box_height, box_width

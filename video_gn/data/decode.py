@@ -1,0 +1,458 @@
+"""Decoding: a video file and frame indices in, uint8 RGB frames out. The only module that imports a decoder.
+
+Frame i is the i-th frame shown, after edit lists; frames are upright (rotation metadata applied) and come from the
+stream that FFmpeg calls best. Opening a file counts its frames, where possible without decoding them. A decoder uses
+one thread: loading is parallel over videos. What FFmpeg makes of a damaged frame counts as that frame.
+
+`auto` is torchcodec where it loads, and PyAV where it does not and for files that torchcodec cannot read.
+Known limits:
+
+- torchcodec (needs FFmpeg's shared libraries) goes by packets' timestamps. It gives wrong frames in MPEG-TS and in
+  AVI with B-frames, which is noticed when the file is opened, and loses the last frames of MPEG-PS.
+- pyav: a file without true timestamps, or where a seek lands too late, is decoded from its start for every read.
+- decord (no wheel for arm64): no AV1, fails at widths of 16 and below, ignores edit lists, and repeats frames at the
+  end instead. After a seek it gives WRONG frames in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS and most AVI.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import operator
+import os
+import re
+from abc import abstractmethod
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain, dropwhile, islice, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from video_gn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DECODERS = ("auto", "torchcodec", "pyav", "decord")
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in displayed pixels."""
+
+_MODULES = {"torchcodec": "torchcodec.decoders", "pyav": "av", "decord": "decord"}
+_REMEDIES = {
+    "torchcodec": "run `pip install torchcodec` (the version that fits torch) and install FFmpeg's shared libraries "
+    "(Debian: `apt install ffmpeg`)",
+    "pyav": "run `pip install av`",
+    "decord": "run `pip install decord` (there is no wheel for arm64)",
+}
+_CHUNK = (
+    32  # frames got at once from torchcodec and decord: bounds the memory of whole frames while boxes are cut
+)
+_SEEK_PAYS = 8  # frames: where a seek would skip fewer than these, decoding them is as fast
+
+
+class VideoError(Exception):
+    """A video file that cannot be read, or not all that was asked of it.
+
+    Attributes:
+        path: the file, as it was given.
+        reason: one line, FFmpeg's own where there is one.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it pickles
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class VideoReader(AbstractContextManager["VideoReader"]):
+    """One open video; a context manager.
+
+    Attributes:
+        path: the file, as it was given.
+        decoder: what really reads it: "torchcodec", "pyav" or "decord".
+        num_frames: N, the number of frames shown; corrected if decoding proves it wrong (frames lost by damage).
+        height, width: as displayed, in pixels.
+        fps: average frame rate, None where the file does not tell.
+    """
+
+    path: str
+    decoder: str
+    num_frames: int
+    height: int
+    width: int
+    fps: float | None
+
+    def read(self, indices: Sequence[int], box: Box | None = None) -> torch.Tensor:
+        """Decode frames, each distinct one once.
+
+        Args:
+            indices: frame numbers in [0, num_frames), in any order, repeats allowed.
+            box: (top, left, height, width) to cut out of each frame, in displayed pixels; None is the whole frame.
+
+        Returns:
+            uint8 RGB of shape (len(indices), height, width, 3), in the order of `indices`.
+
+        Raises:
+            VideoError: if any of these frames cannot be decoded.
+            IndexError: if an index is outside the video.
+            ValueError: if the box is empty or not inside the frame.
+        """
+        indices = [operator.index(i) for i in indices]
+        for i in indices:
+            if not 0 <= i < self.num_frames:
+                raise IndexError(
+                    f"{self.path}: index {i} is not in [0, {self.num_frames}), the frames of this video"
+                )
+        top, left, height, width = box = box or (0, 0, self.height, self.width)
+        if min(top, left, height - 1, width - 1, self.height - top - height, self.width - left - width) < 0:
+            size = f"{self.height} x {self.width}"
+            raise ValueError(
+                f"{self.path}: box (top, left, height, width) {box} must lie inside a frame of {size}"
+            )
+        wanted = sorted(set(indices))
+        frames = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8)
+        if wanted:
+            self._decode(wanted, box, frames.numpy())
+        if wanted == indices:
+            return frames
+        row = {index: n for n, index in enumerate(wanted)}
+        return frames[[row[i] for i in indices]]
+
+    @abstractmethod
+    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+        """Fill out (len(indices), h, w, 3) with the boxes of these frames; sorted, distinct, at least one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the decoder; reading is over."""
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoReader:
+    """Open a video file with one of DECODERS.
+
+    Raises:
+        VideoError: if the file is missing, empty, not a video, or shows no frame.
+        UserError: if the decoder is unknown or not installed.
+    """
+    if decoder not in DECODERS:
+        raise UserError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+    if decoder == "auto" and _load("torchcodec") is None:
+        decoder = "pyav"
+    if decoder != "auto" and _load(decoder) is None:
+        raise UserError(f"decoder {decoder!r} cannot be loaded here; {_REMEDIES[decoder]}")
+    path = os.fspath(path)
+    _check_file(path)
+    readers: dict[str, Callable[[str], VideoReader]] = {
+        "auto": _AutoReader,
+        "torchcodec": _TorchcodecReader,
+        "pyav": _PyAVReader,
+        "decord": _DecordReader,
+    }
+    return readers[decoder](path)
+
+
+@functools.cache
+def _load(decoder: str) -> Any:
+    """The decoder's module, or None where it cannot be loaded; tried once per process."""
+    try:
+        module = importlib.import_module(_MODULES[decoder])
+        package = importlib.import_module(_MODULES[decoder].partition(".")[0])
+    except (ImportError, RuntimeError, OSError) as error:
+        logger.info("%s cannot be loaded: %s", decoder, error)
+        return None
+    # Newer versions of torchcodec can be imported without FFmpeg, and then read no video.
+    return None if getattr(package, "ffmpeg_major_version", 0) is None else module
+
+
+def _check_file(path: str) -> None:
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        raise VideoError(path, "no such file") from None
+    except OSError as error:
+        raise VideoError(path, error.strerror or str(error)) from error
+    if os.path.isdir(path):
+        raise VideoError(path, "is a folder, not a video")
+    if size == 0:
+        raise VideoError(path, "empty file (0 bytes)")
+
+
+@contextmanager
+def _as_video_error(path: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn a library's complaint about a file into a VideoError with one line of reason."""
+    try:
+        yield
+    except errors as error:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        line = text.strip().splitlines()[0].replace(os.path.abspath(path), "")
+        line = re.sub(r"^.*\.(cpp|cc|h):\d+[,:]", "", line)  # where in the library's source it was raised
+        raise VideoError(path, " ".join(line.split())) from error
+
+
+class _AutoReader(VideoReader):
+    """torchcodec, and PyAV from the first thing that torchcodec cannot do with this file."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._reader: VideoReader = _TorchcodecReader(path)
+        except VideoError as error:
+            self._reader = self._fall_back(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_reader"], name)  # path, decoder, num_frames ... of the reader in use
+
+    def _fall_back(self, error: VideoError) -> VideoReader:
+        if _load("pyav") is None:
+            raise error
+        reader = _PyAVReader(error.path)
+        _warn_once(error.path, error.reason)
+        return reader
+
+    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+        try:
+            return self._reader._decode(indices, box, out)
+        except VideoError as error:
+            if self.decoder == "pyav":
+                raise
+            reader = self._fall_back(error)
+        try:
+            reader._decode(indices, box, out)
+        except VideoError:
+            reader.close()  # a damaged file: torchcodec may still read other frames
+            raise
+        self.close()
+        self._reader = reader
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@functools.cache
+def _warn_once(path: str, reason: str) -> None:
+    logger.warning("%s: torchcodec cannot read it (%s); trying PyAV", path, reason)
+
+
+class _TorchcodecReader(VideoReader):
+    decoder = "torchcodec"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._errors = functools.partial(_as_video_error, path, RuntimeError, ValueError, IndexError)
+        options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": "cpu", "seek_mode": "exact"}
+        with self._errors():
+            self._video = _load("torchcodec").VideoDecoder(os.path.abspath(path), **options)
+            first = self._video.get_frame_at(0)
+        # Where it goes by wrong timestamps, the first frame it gives is not the first one it has counted.
+        seen, counted = first.pts_seconds, self._video.metadata.begin_stream_seconds
+        if abs(seen - counted) > 1e-6:
+            raise VideoError(
+                path, f"the first frame is at {seen:.3f} s, the first timestamp at {counted:.3f} s"
+            )
+        self.num_frames = len(self._video)
+        self.height, self.width = first.data.shape[:2]
+        self.fps = self._video.metadata.average_fps or None
+
+    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+        top, left, height, width = box
+        seconds: list[float] = []
+        for start in range(0, len(indices), _CHUNK):
+            with self._errors():
+                batch = self._video.get_frames_at(indices[start : start + _CHUNK])
+            out[start : start + _CHUNK] = batch.data.numpy()[:, top : top + height, left : left + width]
+            seconds += batch.pts_seconds.tolist()
+        if any(later <= earlier for earlier, later in pairwise(seconds)):
+            raise VideoError(self.path, "different indices gave the same frame")
+
+    def close(self) -> None:
+        self._video = None
+
+
+class _OutOfStep(Exception):
+    """The frames that come out are not those that the packets' timestamps announce."""
+
+
+class _PyAVReader(VideoReader):
+    """Seeks by the packets' timestamps as long as the frames that come out bear them, one by one.
+
+    Where timestamps are missing, repeated or those of decoding (AVI), or where frames get lost, frame i is the i-th
+    that comes out when the file is decoded from its start.
+    """
+
+    decoder = "pyav"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._container: Any = None
+        self._errors = functools.partial(
+            _as_video_error, path, _load("pyav").FFmpegError, ValueError, OSError
+        )
+        self._rgb = importlib.import_module("av.video.reformatter").VideoReformatter()
+        try:
+            with self._errors():
+                self._rewind()
+                self._pts, self._keyframes = self._timestamps()
+                first = next(self._frames(self._keyframe(0)), None) if self._pts else None
+                if first is None or first.pts != self._pts[0]:
+                    self._pts = []
+                    first = self._count()
+        except VideoError:
+            self.close()
+            raise
+        rate = self._stream.average_rate
+        if self._pts:
+            self.num_frames = len(self._pts)
+        if len(self._pts) > 1:
+            rate = (self.num_frames - 1) / ((self._pts[-1] - self._pts[0]) * self._stream.time_base)
+        self.fps = float(rate) if rate else None
+        self._size = first.width, first.height
+        self._turns = round(first.rotation / 90) % 4  # quarter turns, counter-clockwise
+        self.width, self.height = self._size[::-1] if self._turns % 2 else self._size
+
+    def _rewind(self) -> None:
+        """Open the file (again): the one way to its start that works in every container."""
+        self.close()
+        # Some files carry tags that are not UTF-8.
+        self._container = _load("pyav").open(os.path.abspath(self.path), metadata_errors="replace")
+        self._stream = self._container.streams.best("video")
+        if self._stream is None or "attached_pic" in str(self._stream.disposition):
+            raise VideoError(self.path, "no video stream")
+        self._stream.codec_context.thread_count = 1
+
+    def _timestamps(self) -> tuple[list[int], list[int]]:
+        """Sorted timestamps of the frames shown and of the keyframes; empty where they cannot be the frames' own."""
+        packets = [
+            packet for packet in self._container.demux(self._stream) if packet.size
+        ]  # the last is a flush
+        shown = [packet.pts for packet in packets if not packet.is_discard]
+        if any(packet.pts is None for packet in packets) or len(set(shown)) < len(shown):
+            return [], []
+        pts = sorted(shown)
+        if pts == shown and self._stream.codec_context.has_b_frames:
+            return [], []  # B-frames are not stored in the order shown: these are times of decoding
+        return pts, sorted(packet.pts for packet in packets if packet.is_keyframe)
+
+    def _keyframe(self, index: int) -> int | None:
+        """Timestamp of the keyframe from which frame `index` can be decoded; None is the file's start."""
+        n = bisect_right(self._keyframes, self._pts[index])
+        return self._keyframes[n - 1] if n else None
+
+    def _count(self) -> Any:
+        """Set num_frames to the number of frames that come out. Returns the first of them."""
+        frames = self._frames()
+        first = next(frames, None)
+        if first is None:
+            raise VideoError(self.path, "no frame can be decoded")
+        self.num_frames = 1 + sum(1 for _ in frames)
+        return first
+
+    def _packets(self, keyframe: int | None) -> Iterator[Any]:
+        """Packets from this keyframe or from one before it (None: from the file's start)."""
+        if keyframe is not None:
+            with suppress(_load("pyav").FFmpegError):  # not every container can seek
+                self._container.seek(keyframe, stream=self._stream)
+                # Some seek to the middle of things, or to the next keyframe.
+                packets = dropwhile(
+                    lambda packet: not packet.is_keyframe, self._container.demux(self._stream)
+                )
+                first = next(packets, None)
+                if first is not None and first.pts is not None and first.pts <= keyframe:
+                    return chain([first], packets)
+        self._rewind()
+        return self._container.demux(self._stream)
+
+    def _frames(self, keyframe: int | None = None) -> Iterator[Any]:
+        """Frames in the order shown, as far as the decoder knows it."""
+        for packet in self._packets(keyframe):
+            yield from packet.decode()
+
+    def _by_timestamp(self, indices: list[int]) -> Iterator[Any]:
+        """The frames of sorted indices; a seek where it saves decoding. Raises _OutOfStep."""
+        runs = [indices[:1]]
+        for previous, index in pairwise(indices):
+            keyframe = self._keyframe(index)
+            if keyframe is not None and bisect_left(self._pts, keyframe) - previous > _SEEK_PAYS:
+                runs.append([])
+            runs[-1].append(index)
+        for run in runs:
+            keyframe = self._keyframe(run[0])
+            n = 0 if keyframe is None else bisect_left(self._pts, keyframe)
+            chosen = set(run)
+            for frame in self._frames(keyframe):
+                if keyframe is not None and frame.pts is not None and frame.pts < keyframe:
+                    continue  # shown before the keyframe: not all of these can be decoded
+                if n == len(self._pts) or frame.pts != self._pts[n]:
+                    raise _OutOfStep
+                if n in chosen:
+                    yield frame
+                if n == run[-1]:
+                    break
+                n += 1
+            else:
+                raise _OutOfStep
+
+    def _from_start(self, indices: list[int]) -> Iterator[Any]:
+        """The frames of sorted indices, counted as they come out."""
+        if indices[-1] >= self.num_frames:
+            raise VideoError(
+                self.path, f"frame {indices[-1]} is lost: only {self.num_frames} frames can be decoded"
+            )
+        chosen = set(indices)
+        return (frame for i, frame in enumerate(islice(self._frames(), indices[-1] + 1)) if i in chosen)
+
+    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+        with self._errors():
+            if self._pts:
+                try:
+                    return self._fill(out, box, self._by_timestamp(indices))
+                except _OutOfStep:
+                    self._pts = []
+                    self._count()
+            self._fill(out, box, self._from_start(indices))
+
+    def _fill(self, out: np.ndarray, box: Box, frames: Iterator[Any]) -> None:
+        top, left, height, width = box
+        for target, frame in zip(out, frames, strict=True):
+            # One reformatter for all. A frame of another size is scaled to that of the first, as FFmpeg does.
+            image = self._rgb.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
+            target[:] = np.rot90(image, self._turns)[top : top + height, left : left + width]
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = self._stream = None
+
+
+class _DecordReader(VideoReader):
+    decoder = "decord"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        decord = _load("decord")
+        errors = decord.DECORDError, RuntimeError, IndexError, AssertionError, StopIteration
+        self._errors = functools.partial(_as_video_error, path, *errors)
+        decord.logging.set_level(decord.logging.QUIET)
+        with self._errors():
+            self._video = decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1)
+            self.num_frames = len(self._video)
+            self.height, self.width = self._video[0].shape[:2]
+            self.fps = self._video.get_avg_fps() or None
+
+    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+        top, left, height, width = box
+        for start in range(0, len(indices), _CHUNK):
+            with self._errors():
+                batch = self._video.get_batch(indices[start : start + _CHUNK]).asnumpy()
+            out[start : start + _CHUNK] = batch[:, top : top + height, left : left + width]
+
+    def close(self) -> None:
+        self._video = None

@@ -1,0 +1,279 @@
+"""The embedded data set: ten classes that only motion tells apart, rendered and written as real H.264 files.
+
+A textured shape moves over a smooth ground; what leaves the frame on one side enters it on the other. The
+classes share all draws but the motion, and every motion keeps a uniform position, angle or size uniform. So
+one frame has the same distribution in every class: `render(label, seed)[0]` does not even depend on the label.
+A horizontal flip turns a video into another one of its class.
+
+Lengths are in 64ths of the frame's side (pixels at size 64), angles in radians, times in frames.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from video_gn.errors import UserError
+
+CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle", "bob", "sway")
+
+RENDERER = 1  # to be raised by every change that alters a pixel
+SIDE = 64.0
+RADIUS = (9.0, 19.0)  # half the length of a shape
+
+# A shape is a union of boxes (centre x, centre y, half width, half height) in units of its radius. None looks
+# the same after less than half a turn, so that spin shows.
+SHAPES = (
+    ((0.0, 0.0, 1.0, 0.34),),  # bar
+    ((-0.62, 0.0, 0.3, 0.95), (0.1, 0.65, 0.75, 0.3)),  # L
+    ((0.0, -0.62, 0.95, 0.3), (0.0, 0.1, 0.3, 0.85)),  # T
+    ((0.0, -0.25, 0.7, 0.26), (0.0, 0.0, 0.26, 1.0)),  # cross with one long arm
+    ((-0.4, -0.62, 0.55, 0.28), (0.0, 0.0, 0.26, 0.9), (0.4, 0.62, 0.55, 0.28)),  # Z
+)
+
+
+Job = tuple[Path, int, int, int, int]  # file, label, seed, num_frames, size
+
+
+class Track(NamedTuple):
+    """Where a shape is: float64 arrays (num_frames,). x and y are not wrapped; y points down."""
+
+    x: np.ndarray
+    y: np.ndarray
+    angle: np.ndarray
+    radius: np.ndarray
+
+
+class Look(NamedTuple):
+    """What a video shows, whatever its motion. Colours are in [0, 1]."""
+
+    ground: np.ndarray  # (size, size, 3)
+    shape: int  # index in SHAPES
+    mirror: int  # -1 shows the shape's mirror image
+    colour: np.ndarray  # (3,)
+    waves: (
+        np.ndarray
+    )  # (2, 3): two waves on the shape: frequencies along its axes (radians per radius), phase
+
+
+def draw_track(label: int, rng: np.random.Generator, num_frames: int) -> Track:
+    """Draws a motion of class `label`. The draws, and so the first frame, are the same for all labels."""
+    x, y = rng.uniform(0, SIDE, 2)
+    angle = rng.uniform(0, 2 * math.pi)
+    fill = rng.uniform()  # place of the radius in its range
+    sign = float(rng.choice((-1, 1)))
+    speed = rng.uniform(1.2, 2.2)
+    turn = rng.uniform(0.08, 0.16)
+    amplitude = rng.uniform(8, 14)
+    period, phase = rng.uniform(16, 26), rng.uniform(0, 2 * math.pi)
+    ramp = rng.uniform(24, 36)  # frames that the radius takes through its range, before it jumps back
+
+    time = np.arange(num_frames, dtype=np.float64)
+    o, line = 0 * time, speed * time
+    swing = 2 * math.pi * sign * time / period + phase
+    cosine, sine = (
+        amplitude * (np.cos(swing) - math.cos(phase)),
+        amplitude * (np.sin(swing) - math.sin(phase)),
+    )
+    dx, dy, dangle, dfill = {
+        "up": (o, -line, o, o),
+        "down": (o, line, o, o),
+        "sideways": (sign * line, o, o, o),
+        "still": (o, o, o, o),
+        "spin": (o, o, sign * turn * time, o),
+        "grow": (o, o, o, time / ramp),
+        "shrink": (o, o, o, -time / ramp),
+        "circle": (cosine, sine, o, o),
+        "bob": (o, sine, o, o),
+        "sway": (sine, o, o, o),
+    }[CLASSES[label]]
+    radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * ((fill + dfill) % 1)
+    return Track(x + dx, y + dy, angle + dangle, radius)
+
+
+def draw_look(rng: np.random.Generator, size: int) -> Look:
+    """Draws a smooth ground of low contrast and a shape clearly brighter or darker."""
+    grid = 2 * math.pi * np.arange(size) / size
+    kx, ky = rng.integers(-2, 3, (2, 4, 1, 1))  # whole periods: the ground has no seam either
+    texture = np.cos(kx * grid + ky * grid[:, None] + rng.uniform(0, 2 * math.pi, (4, 1, 1))).mean(0)
+    colour = rng.uniform(0.42, 0.58) + rng.uniform(-0.05, 0.05, 3)
+    ground = colour + 0.08 * texture[..., None]
+    contrast = rng.choice((-1, 1)) * rng.uniform(0.22, 0.34)
+    colour = colour + contrast + rng.uniform(-0.05, 0.05, 3)
+    waves = np.column_stack([rng.uniform(-6, 6, (2, 2)), rng.uniform(0, 2 * math.pi, 2)])
+    return Look(ground, int(rng.integers(len(SHAPES))), int(rng.choice((-1, 1))), colour, waves)
+
+
+def draw_frames(track: Track, look: Look) -> np.ndarray:
+    """Renders a track: uint8 (num_frames, size, size, 3), on the torus, without motion blur."""
+    size = len(look.ground)
+    unit = size / SIDE
+    x, y, angle, radius = (values.astype(np.float32)[:, None, None] for values in track)
+    pixel = np.arange(size, dtype=np.float32)
+    dx = (pixel - x * unit + size / 2) % size - size / 2
+    dy = (pixel[:, None] - y * unit + size / 2) % size - size / 2
+    radius = radius * unit
+    u = look.mirror * (np.cos(angle) * dx + np.sin(angle) * dy) / radius
+    v = (np.cos(angle) * dy - np.sin(angle) * dx) / radius
+
+    distances = [np.maximum(np.abs(u - cx) - w, np.abs(v - cy) - h) for cx, cy, w, h in SHAPES[look.shape]]
+    inside = np.clip(0.5 - np.minimum.reduce(distances) * radius / 1.5, 0, 1)  # an edge 1.5 pixels wide
+    inside = inside * inside * (3 - 2 * inside)
+    (fu, gu), (fv, gv), (f, g) = look.waves.astype(np.float32).T
+    texture = np.sin(fu * u + fv * v + f) + np.sin(gu * u + gv * v + g)
+    colour = look.colour.astype(np.float32) + 0.06 * texture[..., None]
+    ground = look.ground.astype(np.float32)
+    frames: np.ndarray = np.clip(ground + inside[..., None] * (colour - ground), 0, 1)
+    return (255 * frames + 0.5).astype(np.uint8)
+
+
+def render(label: int, seed: int, *, num_frames: int = 48, size: int = 64) -> np.ndarray:
+    """Renders a video of class `label`, a pure function: uint8 (num_frames, size, size, 3)."""
+    look, track = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    return draw_frames(draw_track(label, track, num_frames), draw_look(look, size))
+
+
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) -> None:
+    """Writes uint8 (T, H, W, 3) RGB frames, H and W even, as H.264 MP4; `path` appears when it is complete.
+
+    Raises UserError where FFmpeg has no libx264.
+    """
+    try:
+        av.Codec("libx264", "w")
+    except av.codec.codec.UnknownCodecError:
+        raise UserError(
+            "PyAV's FFmpeg has no libx264 to write H.264 with: install PyAV's own build (pip install av)."
+        ) from None
+    with _replacing(Path(path)) as partial, av.open(str(partial), "w", format="mp4") as container:
+        # With its macroblock tree, x264 writes frames this small differently each time.
+        options = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_dataset(
+    folder: str | os.PathLike[str],
+    *,
+    train_videos: int = 1200,
+    val_videos: int = 200,
+    num_frames: int = 48,
+    size: int = 64,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Writes `folder`/{train,val}/CLASS/INDEX.mp4, {train,val}.csv, classes.txt and, last, motion.json.
+
+    A complete folder of the same parameters is reused, an interrupted one continued. A video depends on
+    (seed, split, index, num_frames, size) alone, so more videos leave the first ones as they are.
+
+    Args:
+        train_videos, val_videos: numbers of videos; each class gets the same number, within one.
+        num_frames, size: frames of a video, and their side in pixels (even, at least 32).
+        workers: processes; None is one per core, at most 8; 1 stays in this process.
+        progress: show a bar on stderr, where that is a terminal.
+
+    Raises:
+        UserError: a parameter is out of range, the folder holds other data, or FFmpeg has no libx264.
+    """
+    if min(train_videos, val_videos, num_frames) < 1 or size < 32 or size % 2 or seed < 0:
+        raise UserError(
+            f"Got train_videos={train_videos}, val_videos={val_videos}, num_frames={num_frames}, "
+            f"size={size}, seed={seed}: use at least one of each, an even size from 32 and a seed from 0."
+        )
+    folder = Path(folder)
+    counts = {"train_videos": train_videos, "val_videos": val_videos}
+    parameters = {"renderer": RENDERER, **counts, "num_frames": num_frames, "size": size, "seed": seed}
+    complete, begun = folder / "motion.json", folder / "motion.partial.json"
+    _check_folder(folder, parameters)
+    if complete.exists():
+        logging.getLogger(__name__).info("%s: reused", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(parameters, indent=2) + "\n"
+    _write_text(begun, record)  # an interrupted folder says what it holds
+    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES))
+    jobs = []
+    for split, (name, videos) in enumerate((("train", train_videos), ("val", val_videos))):
+        lines = []
+        for index in range(videos):
+            label = index % len(CLASSES)
+            entry = f"{name}/{CLASSES[label]}/{index:05d}.mp4"
+            lines.append(f"{entry} {label}\n")
+            video_seed = np.random.SeedSequence(seed, spawn_key=(split, index)).generate_state(1, np.uint64)
+            jobs.append((folder / entry, label, int(video_seed[0]), num_frames, size))
+        _write_text(folder / f"{name}.csv", "".join(lines))
+
+    jobs = [job for job in jobs if not job[0].exists()]
+    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+    for _ in tqdm(_run(jobs, workers), total=len(jobs), unit="video", disable=None if progress else True):
+        pass
+    _write_text(complete, record)
+    begun.unlink(missing_ok=True)
+
+
+def _check_folder(folder: Path, parameters: dict[str, int]) -> None:
+    """Refuses a folder whose files have other parameters or another origin."""
+    records = [path for name in ("motion.json", "motion.partial.json") if (path := folder / name).exists()]
+    if not records:
+        for name in ("train", "val", "train.csv", "val.csv", "classes.txt"):
+            if (folder / name).exists():
+                raise UserError(f"{folder} holds another data set's {name}: name a new folder.")
+        return
+    found = json.loads(records[0].read_text())
+    if differences := [f"{k} is {found.get(k)}, not {v}" for k, v in parameters.items() if found.get(k) != v]:
+        raise UserError(
+            f"{folder} holds a motion data set with other parameters ({', '.join(differences)}): "
+            "ask for the same ones, name a new folder, or delete this one."
+        )
+
+
+def _run(jobs: list[Job], workers: int) -> Iterator[None]:
+    """Runs the jobs, in this process or in spawned ones, which inherit no thread or lock."""
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(_render_file, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_render_file, jobs, chunksize=8)
+
+
+def _render_file(job: Job) -> None:
+    path, label, seed, num_frames, size = job
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, render(label, seed, num_frames=num_frames, size=size))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes `path` at the end, so that a file that exists is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""Which frames a clip has: pure index arithmetic, no video needed.
+
+N is the number of frames of a video, T the frames of a clip, s its stride. A clip occupies T * s frames; indices wrap
+modulo N, so a short video is repeated from its start (video-nonlocal-net, customized_video_io.cc:683-703).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def keyed_rng(*key: int) -> np.random.Generator:
+    """A generator that is a pure function of its key, e.g. (seed, epoch, video index)."""
+    return np.random.default_rng(key)
+
+
+def clip_indices(start: int, frames: int, stride: int, num_frames: int) -> list[int]:
+    """Frame indices (start + i s) mod N for i < T."""
+    return [(start + i * stride) % num_frames for i in range(frames)]
+
+
+def random_start(num_frames: int, frames: int, stride: int, rng: np.random.Generator) -> int:
+    """Training: uniform over 0 ... N - T s, ends included; 0 for a shorter video."""
+    last = num_frames - max(frames * stride, 1)
+    return int(rng.integers(0, last, endpoint=True)) if last > 0 else 0
+
+
+def uniform_starts(num_frames: int, frames: int, stride: int, clips: int, mode: str = "spread") -> list[int]:
+    """Start frames of K test clips, regularly over the video.
+
+    `spread`: round(k (N - T s) / (K - 1)) where N >= T s, from the first to the last valid start; else floor(k N / K).
+    One clip starts at (N - T s) // 2. `baseline`: int(k N / K), whose last clips wrap.
+    """
+    last = num_frames - max(frames * stride, 1)
+    if mode == "baseline" or last < 0:
+        return [k * num_frames // clips for k in range(clips)]
+    if clips == 1:
+        return [last // 2]
+    return [round(k * last / (clips - 1)) for k in range(clips)]

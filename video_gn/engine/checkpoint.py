@@ -1,0 +1,108 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from video_gn.errors import UserError
+
+Checkpoint = dict[str, Any]
+"""model, optimizer, step, best_error, config (nested dict of the resolved config), lists (see `train.fingerprint`)."""
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+
+
+def save_last(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `last.pt`; the one before becomes `previous.pt`. A kill at any moment leaves a whole one of the two."""
+    temporary = _write_beside(folder / LAST, lambda file: torch.save(checkpoint, file))
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(temporary, folder / LAST)
+    _sync_folder(folder)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to `path` in one move."""
+    os.replace(_write_beside(path, lambda file: torch.save(checkpoint, file)), path)
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one move."""
+    os.replace(_write_beside(path, lambda file: file.write(text.encode("utf-8"))), path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a checkpoint of this package.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in runs/NAME/checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged or not a checkpoint ({reason:.120}); use another one of the run") from None
+    if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= set(checkpoint):
+        raise UserError(f"{path}: not a checkpoint of video_gn (no model, config and step in it)")
+    return checkpoint
+
+
+def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of a run to go on from; None where there is none at all.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in paths:
+        try:
+            return load(path)
+        except UserError as error:
+            warn(f"warning: {error}")
+    if paths:
+        raise UserError(f"{folder}: no checkpoint is whole; start again in another output_dir")
+    return None
+
+
+def load_model(model: torch.nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """Load the checkpoint's weights. Raises UserError, naming a key, where they are those of another network."""
+    ours, theirs = model.state_dict(), checkpoint["model"]
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key not in theirs or key not in ours:
+            where = "the checkpoint" if key not in theirs else "the configured model"
+            raise UserError(f"{source}: weights of another network ({key} is missing in {where}); match the model section")
+        if ours[key].shape != theirs[key].shape:
+            shapes = f"{list(theirs[key].shape)}, configured {list(ours[key].shape)}"
+            raise UserError(f"{source}: weights of another network ({key} is {shapes}); match the model section")
+    model.load_state_dict(theirs)
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Write and fsync a temporary file beside `path`, and return it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir") from None
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

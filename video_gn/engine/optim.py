@@ -1,0 +1,68 @@
+"""The optimizer, and what follows from the batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from video_gn.config import Config, OptimConfig
+from video_gn.errors import UserError
+from video_gn.models.resnet import ResNet
+
+PAPER_GPUS = 8
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is made of forward passes, and what rate it takes."""
+
+    clips_per_gpu: int
+    global_batch: int
+    ranks: int
+    passes: int
+    """Forward passes of each rank a step; more than one accumulates gradients."""
+    lr: float
+    """The base rate: stated rate x global_batch / reference_batch."""
+    steps_per_epoch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clips_per_gpu} clips/GPU x {self.ranks} rank(s) x {self.passes} pass(es) = global batch "
+            f"{self.global_batch}; base lr {self.lr:g}; {self.steps_per_epoch} steps/epoch"
+        )
+
+
+def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
+    """Derive the accumulation, the rate and the steps of an epoch.
+
+    Raises:
+        UserError: the global batch is not a whole number of passes, or larger than the list.
+    """
+    clips = config.train.clips_per_gpu
+    global_batch = config.train.global_batch or PAPER_GPUS * clips
+    if global_batch % (clips * ranks):
+        raise UserError(
+            f"train.global_batch {global_batch} is not a multiple of clips_per_gpu x ranks = {clips} x {ranks}; "
+            "change one of them"
+        )
+    if num_videos < global_batch:
+        raise UserError(
+            f"the training list has {num_videos} videos, fewer than one global batch of {global_batch}; "
+            "lower train.global_batch"
+        )
+    lr = config.optim.lr * global_batch / config.optim.reference_batch
+    return BatchPlan(clips, global_batch, ranks, global_batch // (clips * ranks), lr, num_videos // global_batch)
+
+
+def build_optimizer(model: ResNet, optim: OptimConfig, lr: float) -> torch.optim.SGD:
+    """SGD with a weight decay of its own for gamma and beta of every norm."""
+    norm = list(model.norm_parameters())
+    in_norm = {id(p) for p in norm}
+    other = [p for p in model.parameters() if id(p) not in in_norm]
+    groups = [
+        {"params": other, "weight_decay": optim.weight_decay},
+        {"params": norm, "weight_decay": optim.norm_weight_decay},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov)

@@ -1,0 +1,45 @@
+"""Batch Norm's statistics for evaluation (the baseline takes them over 200 batches, bn_helper.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from video_gn.engine.distributed import World
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The layers that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def update_precise_bn(
+    model: nn.Module,
+    clips: Iterator[Tensor],
+    number: int,
+    autocast: Callable[[], AbstractContextManager],
+    quiet: bool | None = True,
+) -> None:
+    """Set running statistics to their mean over `number` batches of clips; nothing where there is no Batch Norm."""
+    if not batch_norms(model):
+        return
+    from fvcore.nn.precise_bn import update_bn_stats  # imports slowly, and only Batch Norm needs it
+
+    model.train()
+    with autocast():
+        update_bn_stats(model, tqdm(clips, "precise BN", number, leave=False, disable=quiet), number)
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module, world: World) -> None:
+    """Give all ranks the running statistics of all ranks' data together."""
+    norms = batch_norms(model)
+    if world.size > 1:
+        means = [m.running_mean for m in norms if m.running_mean is not None]
+        variances = [m.running_var for m in norms if m.running_var is not None]
+        world.mean_of_moments(means, variances)

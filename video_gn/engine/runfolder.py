@@ -1,0 +1,103 @@
+"""A run's folder: config.yaml, environment.json, log.jsonl, TensorBoard events, checkpoints/, unreadable.txt, test_*."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import video_gn
+from video_gn.config import Config, differences, parse_config, to_yaml
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.checkpoint import Checkpoint
+from video_gn.engine.writers import say
+from video_gn.errors import UserError
+
+FREE_TO_CHANGE = {"data.root", "data.workers", "data.max_unreadable", "data.test_list", "data.class_names"}
+"""Values of the model, data and optim sections that do not change what a run computes."""
+
+
+def open_run(config: Config, lists: dict[str, str]) -> Checkpoint | None:
+    """Make or reopen the run's folder; returns the checkpoint to go on from, if there is one.
+
+    Args:
+        lists: hash of each data list, as `Checkpoint` holds them.
+
+    Raises:
+        UserError: the folder holds another experiment, or its checkpoints are damaged. Nothing is written then.
+    """
+    folder = Path(config.output_dir)
+    state = _resumable(folder, config, lists)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the run's folder ({error.strerror}); set output_dir") from None
+    ckpt.write_text(folder / "config.yaml", to_yaml(config))
+    ckpt.write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    return state
+
+
+def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
+    """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
+    if config.resume == "never":
+        if any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
+            raise UserError(f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder")
+        return None
+    state = ckpt.load_last(folder / "checkpoints", say)
+    if state is None:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+            raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
+        return None
+    old = parse_config(state["config"], source=f"{folder}: config of its checkpoint")
+    _check_same_experiment(folder, old, config)
+    for name, digest in lists.items():
+        if state["lists"][name] != digest:
+            raise UserError(f"{folder}: the {name} list has changed since this run began; choose another output_dir")
+    return state
+
+
+def _check_same_experiment(folder: Path, old: Config, new: Config) -> None:
+    changed = list(differences(old, new))
+    fixed = [text for text in changed if _is_fixed(text.split(":")[0])]
+    if fixed:
+        raise UserError(f"{folder}: holds another experiment ({'; '.join(fixed)}); choose another output_dir")
+    for text in changed:
+        say(f"resuming with {text}")
+
+
+def _is_fixed(key: str) -> bool:
+    batch = {"train.clips_per_gpu", "train.global_batch", "train.epochs", "seed"}
+    return (key.split(".")[0] in {"model", "data", "optim"} and key not in FREE_TO_CHANGE) or key in batch
+
+
+def environment() -> dict[str, object]:
+    """Versions, machine and command: what one needs to know to run the same thing again."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "video_gn": video_gn.__version__,
+        "git_commit": _git_commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "gpus": gpus,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this package runs from; None for an installed copy."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+

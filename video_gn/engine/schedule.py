@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the epoch."""
+
+from __future__ import annotations
+
+import math
+
+from video_gn.config import OptimConfig
+
+
+def rate_factor(optim: OptimConfig, epoch: float, epochs: float) -> float:
+    """What the base rate is multiplied by at a fractional epoch of a run of `epochs`.
+
+    `steps`: `decay` for each milestone reached. `cosine`: from 1 to 0. During the warm-up the result rises linearly from
+    `warmup_start` times to once the schedule's own value.
+    """
+    if optim.schedule == "steps":
+        factor = optim.decay ** sum(epoch >= milestone for milestone in optim.milestones)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if epoch < optim.warmup_epochs:
+        factor *= optim.warmup_start + (1 - optim.warmup_start) * epoch / optim.warmup_epochs
+    return factor

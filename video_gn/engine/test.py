@@ -1,0 +1,239 @@
+"""Testing a trained net: several clips and views of each video, softmax averaged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from video_gn.config import Config, parse_config
+from video_gn.data.augment import gather_clips, render
+from video_gn.data.dataset import Clips, TestClips
+from video_gn.data.lists import Record, check_some_exist, read_class_names, read_list
+from video_gn.data.loader import eval_loader
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.distributed import World, world
+from video_gn.engine.metrics import accuracy
+from video_gn.engine.train import autocast, clip_spec
+from video_gn.engine.writers import say
+from video_gn.errors import UserError
+from video_gn.models.resnet import ResNet, build_model
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What test_<protocol>.json holds. Accuracies in per cent, over the videos that were scored."""
+
+    protocol: str
+    top1: float
+    top5: float
+    mean_class_accuracy: float
+    videos_scored: int
+    videos_listed: int
+    unreadable: dict[str, str]
+    """Path -> reason of each video that was not scored."""
+    clips_per_second: float
+    seconds: float
+    checkpoint: str
+    step: int
+    test_list: str
+    config: dict
+
+    def table(self) -> str:
+        """For a person, on stdout."""
+        lines = [
+            f"{self.protocol}, {self.checkpoint} after step {self.step}",
+            f"top-1                {self.top1:6.2f} %",
+            f"top-5                {self.top5:6.2f} %",
+            f"mean class accuracy  {self.mean_class_accuracy:6.2f} %",
+            f"videos scored        {self.videos_scored} of {self.videos_listed} listed",
+            f"speed                {self.clips_per_second:.1f} clips/s",
+        ]
+        return "\n".join(lines)
+
+
+def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) -> TestResult | None:
+    """Score a checkpoint on its test list and write test_<protocol>.json and .csv into the run's folder.
+
+    Args:
+        overrides: `key=value` changes of the checkpoint's config.
+
+    Returns:
+        The result on rank 0, None elsewhere.
+
+    Raises:
+        UserError: bad checkpoint, override or list; more than test.max_unreadable unreadable videos (the files are
+            written and the table is printed before).
+    """
+    path = Path(checkpoint_path)
+    state = ckpt.load(path)
+    config = parse_config(state["config"], overrides, source=str(path))
+    with world(config.device) as ranks:
+        result = _test(path, state, config, ranks)
+    if result is not None:
+        _check_unreadable(result, config)
+    return result
+
+
+def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> TestResult | None:
+    model = build_model(config.model)
+    ckpt.load_model(model, state, str(path))
+    model.to(world.device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+    data = config.data
+    records = read_list(data.test_list, data.root, config.model.num_classes)
+    read_class_names(data.class_names, data.root, config.model.num_classes)
+    check_some_exist(records, data.root, data.test_list)
+
+    begin = time.perf_counter()
+    scores, unreadable, forward_clips = score_videos(model, config, records, world)
+    seconds = time.perf_counter() - begin
+    shares = world.gather((scores, unreadable, forward_clips))
+    if not world.is_main:
+        return None
+    scores = {index: row for share in shares for index, row in share[0].items()}
+    unreadable = {index: reason for share in shares for index, reason in share[1].items()}
+    rate = sum(share[2] for share in shares) / seconds
+    result = _result(path, state["step"], config, records, scores, unreadable, rate, seconds)
+    folder = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else path.resolve().parent
+    _write(folder, result, records, scores, unreadable, config.model.num_classes)
+    return result
+
+
+@torch.inference_mode()
+def score_videos(
+    model: ResNet, config: Config, records: list[Record], world: World
+) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
+    """Score this rank's share of the videos.
+
+    Returns:
+        Index in the list -> mean softmax (K,) float32; index -> reason of those that cannot be read; number of clips
+        that went through the network.
+    """
+    test, data = config.test, config.data
+    dataset = TestClips(
+        records,
+        data.root,
+        data.decoder,
+        clip_spec(config),
+        views=test.views,
+        clips=test.clips,
+        clip_starts=test.clip_starts,
+        short_side=test.short_side,
+    )
+    loader = eval_loader(dataset, 1, data.workers, world.device, world.rank, world.size)
+    window = model.feature_size(data.crop)
+    precision = autocast(config, world.device)
+    scores: dict[int, np.ndarray] = {}
+    unreadable: dict[int, str] = {}
+    count = 0
+    for (item,) in tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True):
+        for error in item.unreadable:
+            unreadable[item.index] = error.reason
+            say(f"video not scored: {error}")
+        if item.views:
+            with precision():
+                probabilities = score_video(model, item, config, window, world.device)
+            scores[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
+            count += len(probabilities)
+    return scores, unreadable, count
+
+
+def score_video(model: ResNet, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
+    """Softmax of each view and clip of a video, averaged over the locations of the last map: float32 (V * K, classes)."""
+    frames = render(item.frames.to(device, non_blocking=True), item.views, config.data.mean, config.data.std)
+    clip_indices = torch.from_numpy(item.clip_indices).to(device)
+    clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
+    scores = []
+    for chunk in clip_indices.split(clips_a_pass):
+        logits = model(gather_clips(frames, chunk), window)
+        scores.append(logits.float().softmax(-1).mean(1))
+    return torch.cat(scores)
+
+
+def protocol(config: Config) -> str:
+    """The name of the score: "10-clip center 224", "10x3 256" or "10-clip full 256"."""
+    test = config.test
+    name = {
+        "center": f"{test.clips}-clip center {config.data.crop}",
+        "three": f"{test.clips}x3 {test.short_side}",
+        "full": f"{test.clips}-clip full {test.short_side}",
+    }[test.views]
+    return name + (" baseline starts" if test.clip_starts == "baseline" else "")
+
+
+def result_path(folder: Path, protocol: str, suffix: str) -> Path:
+    """test_<protocol>.json or .csv at the top of a run's folder, blanks in the protocol's name as underscores."""
+    return folder / f"test_{protocol.replace(' ', '_')}{suffix}"
+
+
+def _check_unreadable(result: TestResult, config: Config) -> None:
+    """Raises UserError when more videos than test.max_unreadable could not be scored."""
+    missing = result.videos_listed - result.videos_scored
+    if missing > config.test.max_unreadable:
+        print(result.table())
+        raise UserError(
+            f"{missing} of {result.videos_listed} test videos could not be read, more than test.max_unreadable "
+            f"{config.test.max_unreadable}: the score is of the others; mend the files or raise the limit"
+        )
+
+
+def _result(
+    path: Path,
+    step: int,
+    config: Config,
+    records: list[Record],
+    scores: dict[int, np.ndarray],
+    unreadable: dict[int, str],
+    rate: float,
+    seconds: float,
+) -> TestResult:
+    scored = sorted(scores)
+    matrix = np.stack([scores[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
+    accuracies = accuracy(matrix, np.array([records[i].label for i in scored], dtype=np.int64))
+    return TestResult(
+        protocol=protocol(config),
+        top1=round(accuracies.top1, 4),
+        top5=round(accuracies.top5, 4),
+        mean_class_accuracy=round(accuracies.mean_class, 4),
+        videos_scored=len(scored),
+        videos_listed=len(records),
+        unreadable={records[i].path: reason for i, reason in sorted(unreadable.items())},
+        clips_per_second=round(rate, 3),
+        seconds=round(seconds, 2),
+        checkpoint=path.name,
+        step=step,
+        test_list=config.data.test_list,
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _write(
+    folder: Path,
+    result: TestResult,
+    records: list[Record],
+    scores: dict[int, np.ndarray],
+    unreadable: dict[int, str],
+    num_classes: int,
+) -> None:
+    """The json, and a csv with a row a listed video: path, label, predicted, problem, then its score of each class."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["path", "label", "predicted", "problem", *(f"score_{k}" for k in range(num_classes))])
+    for index, record in enumerate(records):
+        if index in scores:
+            values = [f"{score:.6g}" for score in scores[index]]
+            rows.writerow([record.path, record.label, int(scores[index].argmax()), "", *values])
+        else:
+            rows.writerow([record.path, record.label, "", unreadable[index], *[""] * num_classes])
+    ckpt.write_text(result_path(folder, result.protocol, ".csv"), table.getvalue())
+    ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")

@@ -1,0 +1,351 @@
+"""Training: from a config to a run folder. `Trainer.step` is the training step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from video_gn.config import Config
+from video_gn.data.dataset import ClipSpec, TrainClips, ValClips
+from video_gn.data.lists import Record, check_some_exist, read_list
+from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
+from video_gn.data.sampling import keyed_rng
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.distributed import World
+from video_gn.engine.metrics import Averages, Meter
+from video_gn.engine.optim import build_optimizer, plan_batches
+from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
+from video_gn.engine.runfolder import open_run
+from video_gn.engine.schedule import rate_factor
+from video_gn.engine.unreadable import Unreadable
+from video_gn.engine.writers import Writers, say
+from video_gn.errors import UserError
+from video_gn.models.resnet import ResNet, build_model
+
+
+def train(config: Config, world: World) -> None:
+    """Train as `config` says, from the run folder's last checkpoint if there is one.
+
+    Raises:
+        UserError: the config, the lists, the videos or the run folder do not allow it.
+    """
+    data = config.data
+    lists = {}
+    for name, path in (("train", data.train_list), ("val", data.val_list)):
+        lists[name] = read_list(path, data.root, config.model.num_classes)
+        check_some_exist(lists[name], data.root, path)
+    trainer = Trainer(config, world, lists["train"], lists["val"])
+    with Writers(trainer.folder) if world.is_main else contextlib.nullcontext() as writers:
+        trainer.run(writers)
+
+
+class Trainer:
+    """State of a training run; `run` trains to the end."""
+
+    def __init__(self, config: Config, world: World, train_records: list[Record], val_records: list[Record]) -> None:
+        self.config = config
+        self.world = world
+        self.folder = Path(config.output_dir)
+        self.plan = plan_batches(config, len(train_records), world.size)
+        self.lists = {"train": fingerprint(train_records), "val": fingerprint(val_records)}
+        self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable)
+
+        torch.manual_seed(config.seed)
+        self.memory_format = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
+        self.model: ResNet = build_model(config.model).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
+        self.autocast = autocast(config, world.device)
+
+        spec = clip_spec(config)
+        data = config.data
+        self.train_clips = TrainClips(
+            train_records, data.root, data.decoder, spec, seed=config.seed, max_unreadable=data.max_unreadable
+        )
+        self.val_clips = ValClips(val_records, data.root, data.decoder, spec, seed=config.seed)
+
+        self.step_done = 0
+        self.best_error = math.inf
+        self._resume()
+        # Running statistics are averaged over ranks before they are used, so DDP need not send them at each pass.
+        self.parallel: nn.Module = (
+            DistributedDataParallel(self.model, broadcast_buffers=False) if world.size > 1 else self.model
+        )
+
+    @property
+    def last_step(self) -> int:
+        return self.config.train.epochs * self.plan.steps_per_epoch
+
+    def run(self, writers: Writers | None) -> None:
+        """Train from `step_done` to the last step; rank 0 passes `writers`."""
+        config, plan = self.config, self.plan
+        if self.world.is_main:
+            self._announce(writers)
+        if self.step_done >= self.last_step:
+            return
+        batches = self._train_batches(self.step_done, self.last_step)
+        passes = iter(batches)
+        interval = Interval(self.world.device)
+        epoch_meter = Meter(self.world.device)
+        with self._progress_bar() as bar:
+            while self.step_done < self.last_step:
+                epoch = self.step_done / plan.steps_per_epoch
+                self.step(passes, epoch, interval.meter)
+                self.step_done += 1
+                bar.update()
+                end_of_epoch = self.step_done % plan.steps_per_epoch == 0
+                if end_of_epoch or self.step_done % config.train.log_every == 0:
+                    epoch_meter.sums += interval.meter.sums
+                    self._log_interval(interval, batches, writers)
+                    interval = Interval(self.world.device, waited=batches.waited)
+                if end_of_epoch:
+                    self._end_epoch(self.step_done // plan.steps_per_epoch, epoch_meter, writers)
+                    epoch_meter = Meter(self.world.device)
+                    interval.restart()
+
+    def step(self, passes: Iterator[Batch], epoch: float, meter: Meter) -> None:
+        """One optimizer step: the forward and backward passes of this rank's share of the global batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr * rate_factor(self.config.optim, epoch, self.config.train.epochs)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        for index in range(self.plan.passes):
+            batch = next(passes)
+            self._check_read(batch)
+            # Dropout's randomness is keyed by the pass's place in the global batch, whichever rank runs it.
+            place = index * self.world.size + self.world.rank
+            torch.manual_seed(int(keyed_rng(self.config.seed, self.step_done, place).integers(2**62)))
+            last = index == self.plan.passes - 1
+            with contextlib.nullcontext() if last else self._no_sync():
+                with self.autocast():
+                    logits = self.parallel(batch.clips.contiguous(memory_format=self.memory_format))
+                loss = F.cross_entropy(logits.float(), batch.labels)
+                (loss / self.plan.passes).backward()
+            meter.add(logits, batch.labels, loss)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[Averages, int]:
+        """The monitored error: one clip a video under training augmentation, on all ranks together.
+
+        Returns the averages and the number of videos that could not be read (named on the console).
+        """
+        loader = eval_loader(
+            self.val_clips,
+            self.plan.clips_per_gpu,
+            self.config.data.workers,
+            self.world.device,
+            self.world.rank,
+            self.world.size,
+        )
+        self.model.eval()
+        meter = Meter(self.world.device)
+        unread = torch.zeros(1, device=self.world.device)
+        batches = DeviceBatches(loader, self.world.device, self.config.data.mean, self.config.data.std)
+        for batch in tqdm(batches, "validating", len(loader), leave=False, disable=self._quiet):
+            for item in batch.items:
+                for error in item.unreadable:
+                    unread += 1
+                    say(f"validation video not scored: {error}")
+            if len(batch.labels):
+                with self.autocast():
+                    logits = self.model(batch.clips.contiguous(memory_format=self.memory_format))
+                meter.add(logits, batch.labels)
+        self.world.sum(meter.sums)
+        return Averages.of(meter.sums), int(self.world.sum(unread))
+
+    def _check_read(self, batch: Batch) -> None:
+        """Count the unreadable videos of a training batch; a batch is short only when the list is nearly unreadable."""
+        self.unreadable.add(error for item in batch.items for error in item.unreadable)
+        if len(batch.labels) < len(batch.items):
+            raise UserError("no readable video was found for a clip; see unreadable.txt and check data.root")
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _train_batches(self, first_step: int, last_step: int) -> DeviceBatches:
+        plan, world, config = self.plan, self.world, self.config
+        sampler = TrainBatches(
+            plan.steps_per_epoch,
+            first_step,
+            last_step,
+            clips_per_gpu=plan.clips_per_gpu,
+            global_batch=plan.global_batch,
+            rank=world.rank,
+            ranks=world.size,
+        )
+        loader = train_loader(self.train_clips, sampler, config.data.workers, world.device)
+        return DeviceBatches(loader, world.device, config.data.mean, config.data.std)
+
+    def _log_interval(self, interval: Interval, batches: DeviceBatches, writers: Writers | None) -> None:
+        averages = Averages.of(self.world.sum(interval.meter.sums))  # sync point: once an interval
+        if not math.isfinite(averages.loss):
+            raise UserError(
+                f"the training loss is {averages.loss} at step {self.step_done}; lower optim.lr or add optim.warmup_epochs"
+            )
+        seconds = time.perf_counter() - interval.begin
+        values = {
+            "train/loss": averages.loss,
+            "train/top1_error": averages.top1_error,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "system/clips_per_second": averages.clips / seconds,
+            "system/data_wait": (batches.waited - interval.waited) / seconds,
+            "system/memory_gib": peak_memory_gib(self.world.device),
+        }
+        epoch = self.step_done / self.plan.steps_per_epoch
+        if writers is not None:
+            writers.write("train", self.step_done, epoch, values)
+            say(
+                f"epoch {epoch:6.2f}  step {self.step_done}  loss {averages.loss:.3f}  "
+                f"train error {averages.top1_error:5.1f} %  lr {values['train/lr']:.2g}  "
+                f"{values['system/clips_per_second']:.1f} clips/s  data wait {100 * values['system/data_wait']:.0f} %"
+            )
+
+    def _end_epoch(self, epoch: int, meter: Meter, writers: Writers | None) -> None:
+        """Evaluate and write checkpoints, where they are due."""
+        config = self.config
+        last = epoch == config.train.epochs
+        due = last or epoch % config.train.eval_every == 0
+        save = last or epoch % config.checkpoint.every_epochs == 0
+        training = Averages.of(meter.sums)
+        values = {"epoch/train_loss": training.loss, "epoch/train_top1_error": training.top1_error}
+        better = False
+        if due:
+            self._prepare_norms()
+            averages, unread = self.evaluate()
+            values |= {
+                "val/loss": averages.loss,
+                "val/top1_error": averages.top1_error,
+                "val/top5_error": averages.top5_error,
+                "val/videos_scored": averages.clips,
+                "val/videos_unreadable": unread,
+            }
+            better = averages.top1_error < self.best_error
+            self.best_error = min(self.best_error, averages.top1_error)
+            if writers is not None:
+                say(
+                    f"epoch {epoch:6.2f}  1-clip augmented: val error {averages.top1_error:.1f} % (top-5 "
+                    f"{averages.top5_error:.1f} %) on {averages.clips} of {len(self.val_clips)} videos"
+                )
+        if writers is not None:
+            writers.write("epoch", self.step_done, epoch, values)
+            if save or better:
+                self._save(save, better)
+        self.world.barrier()
+
+    def _prepare_norms(self) -> None:
+        """Statistics of Batch Norm for evaluation: precise ones, and the same on all ranks."""
+        number = min(self.config.train.precise_bn_batches, self.plan.steps_per_epoch * self.plan.passes)
+        if number:
+            steps = math.ceil(number / self.plan.passes)
+            batches = self._train_batches(self.step_done, self.step_done + steps)
+            clips = (b.clips.contiguous(memory_format=self.memory_format) for b in batches)
+            update_precise_bn(self.model, clips, number, self.autocast, quiet=self._quiet)
+        average_running_statistics(self.model, self.world)
+
+    def _save(self, last: bool, best: bool) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_done,
+            "best_error": self.best_error,
+            "config": self.config.model_dump(mode="json"),
+            "lists": self.lists,
+        }
+        folder = self.folder / "checkpoints"
+        if last:
+            ckpt.save_last(folder, state)
+        if best:
+            ckpt.save(folder / ckpt.BEST, state)
+
+    def _resume(self) -> None:
+        """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks."""
+        problem: str | None = None
+        state: ckpt.Checkpoint | None = None
+        if self.world.is_main:
+            try:
+                state = open_run(self.config, self.lists)
+            except UserError as error:
+                problem = str(error)
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            raise UserError(problem)
+        state = self.world.broadcast(state)
+        if state is not None:
+            ckpt.load_model(self.model, state, str(self.folder))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step_done, self.best_error = state["step"], state["best_error"]
+
+    @property
+    def _quiet(self) -> bool | None:
+        """tqdm's `disable`: off on other ranks; None shows a bar on a terminal alone."""
+        return None if self.world.is_main else True
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            desc="training", total=self.last_step, initial=self.step_done, unit="step", disable=self._quiet, smoothing=0.05
+        )
+
+    def _announce(self, writers: Writers | None) -> None:
+        config = self.config
+        parameters = sum(p.numel() for p in self.model.parameters())
+        say(f"run {self.folder}: {config.model.arch} {config.model.temporal} {config.model.norm}, {parameters:,} parameters")
+        say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
+        if self.step_done >= self.last_step:
+            say(f"already trained for all {config.train.epochs} epochs; nothing to do")
+        elif self.step_done:
+            say(f"resuming after step {self.step_done} of {self.last_step}")
+        elif writers is not None:
+            writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
+
+
+class Interval:
+    """What is measured between two log lines."""
+
+    def __init__(self, device: torch.device, waited: float = 0.0) -> None:
+        self.meter = Meter(device)
+        self.waited = waited
+        self.restart()
+
+    def restart(self) -> None:
+        self.begin = time.perf_counter()
+
+
+def clip_spec(config: Config) -> ClipSpec:
+    """The part of the `data` section that says how clips are cut."""
+    data = config.data
+    return ClipSpec(data.frames, data.stride, data.crop, data.short_side, data.flip)
+
+
+def autocast(config: Config, device: torch.device):  # noqa: ANN201 - a factory of context managers
+    """A callable that gives the context of a forward pass in the configured precision."""
+    bf16 = config.train.precision == "bf16"
+    if config.train.precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory that this rank has held so far, GiB: of the GPU's allocator, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def fingerprint(records: list[Record]) -> str:
+    """sha256 of a list's records: a run goes on with the lists that it began with."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.path}\0{record.label}\n".encode())
+    return digest.hexdigest()

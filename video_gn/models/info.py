@@ -1,0 +1,86 @@
+"""What a network costs: parameters, multiply-adds, memory, and the shape of each stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from video_gn.config import Config
+from video_gn.models.resnet import ResNet, build_model
+
+STAGES = ("stem", "res2", "pool2", "res3", "res4", "res5")
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Measure the config's network for one training clip on the meta device (nothing is computed).
+
+    Returns:
+        `parameters`: their count. `gmacs`: 1e9 multiply-adds of the convolutions and the FC, forward.
+        `activation_mib`: what autograd keeps for the backward pass of one clip in fp32, MiB.
+        `input` and `stages`: [T, H, W] of the clip and of each stage's output.
+    """
+    with torch.device("meta"):
+        model = build_model(config.model)
+        clip = torch.empty(1, 3, config.data.frames, config.data.crop, config.data.crop)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gmacs": _multiply_adds(model, clip) / 1e9,
+        "activation_mib": _saved_bytes(model, clip) / 2**20,
+        "input": list(clip.shape[2:]),
+        "stages": _stage_shapes(model, clip),
+    }
+
+
+def _multiply_adds(model: ResNet, clip: Tensor) -> int:
+    counter = FlopCounterMode(display=False)  # counts convolutions and matrix products alone: 2 FLOPs a multiply-add
+    with counter, torch.no_grad():
+        model.eval()(clip)
+    return counter.get_total_flops() // 2
+
+
+def _saved_bytes(model: ResNet, clip: Tensor) -> int:
+    """Bytes of the distinct storages that autograd saves, parameters left out."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: list[Tensor] = []  # holds them, so that no storage's address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(clip)
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(size for key, size in sizes.items() if key not in parameters)
+
+
+def _stage_shapes(model: ResNet, clip: Tensor) -> dict[str, list[int]]:
+    shapes: dict[str, list[int]] = {}
+
+    def record(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            shapes[name] = list(output.shape[2:])
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(record(name)) for name in STAGES]
+    with torch.no_grad():
+        model.eval()(clip)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def table(info: dict[str, Any]) -> str:
+    """`describe`'s result for a person."""
+    lines = [
+        f"parameters   {info['parameters'] / 1e6:.2f} M",
+        f"GMACs        {info['gmacs']:.2f} (one clip, forward; convolutions and FC)",
+        f"activations  {info['activation_mib']:.0f} MiB kept for the backward pass of one clip in fp32",
+        "",
+        "stage    T x H x W",
+    ]
+    shapes = {"input": info["input"], **info["stages"]}
+    return "\n".join(lines + [f"{name:8} {' x '.join(map(str, shape))}" for name, shape in shapes.items()])

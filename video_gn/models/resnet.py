@@ -1,0 +1,215 @@
+"""ResNet I3D and C2D for clips: stem, bottleneck blocks, head (section 4.3; the baseline is video-nonlocal-net's).
+
+Shapes are (N, C, T, H, W). The parts are named as in the papers: stem, res2 to res5, head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_gn.config import ModelConfig
+from video_gn.norm import NormFactory, norm_factory
+
+Size = tuple[int, int, int]
+
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+# (temporal stride of conv1, pool kernel, pool stride, pool padding)
+STEMS: dict[str, tuple[int, Size, Size, Size]] = {
+    "dense": (2, (2, 3, 3), (2, 2, 2), (0, 0, 0)),  # 32x2, 64x1: video-nonlocal-net's resnet_video_org.py
+    "sparse": (1, (1, 3, 3), (1, 2, 2), (0, 0, 0)),  # 8x8: resnet_video.py
+    "slowfast": (1, (1, 3, 3), (1, 2, 2), (0, 1, 1)),  # PySlowFast and pytorchvideo pad the pool: 56 for 55
+}
+
+
+class Stem(nn.Module):
+    """conv1 7x7, norm, ReLU, max-pool."""
+
+    def __init__(self, width: int, kind: str, temporal_kernel: int, norm: NormFactory) -> None:
+        super().__init__()
+        stride, *pool = STEMS[kind]
+        self.norm = norm(width)
+        self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm)
+        self.pool = nn.MaxPool3d(*pool)
+
+    def norms(self) -> list[nn.Module]:
+        return [self.norm]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu(self.norm(self.conv(x)), inplace=True))
+
+
+class Bottleneck(nn.Module):
+    """relu(shortcut(x) + f(x)), f = t x 1 x 1 -> 1 x 3 x 3 (carries the spatial stride) -> 1 x 1 x 1, each with its norm.
+
+    `last_norm` is the norm whose gamma starts at zero, so that the block starts as its shortcut (section 4.1).
+    """
+
+    def __init__(self, channels_in: int, width: int, temporal_kernel: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        channels_out = 4 * width
+        spatial = (1, stride, stride)
+        self.norm_a, self.norm_b, self.norm_c = norm(width), norm(width), norm(channels_out)
+        self.conv_a = _conv(channels_in, width, (temporal_kernel, 1, 1), (1, 1, 1), self.norm_a)
+        self.conv_b = _conv(width, width, (1, 3, 3), spatial, self.norm_b)
+        self.conv_c = _conv(width, channels_out, (1, 1, 1), (1, 1, 1), self.norm_c)
+        self.shortcut: nn.Sequential | None = None
+        if stride != 1 or channels_in != channels_out:
+            shortcut_norm = norm(channels_out)
+            shortcut_conv = _conv(channels_in, channels_out, (1, 1, 1), spatial, shortcut_norm)
+            self.shortcut = nn.Sequential()
+            self.shortcut.add_module("conv", shortcut_conv)
+            self.shortcut.add_module("norm", shortcut_norm)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.norm_c
+
+    def norms(self) -> list[nn.Module]:
+        shortcut = [] if self.shortcut is None else [self.shortcut.get_submodule("norm")]
+        return [self.norm_a, self.norm_b, self.norm_c, *shortcut]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_a(self.conv_a(x)), inplace=True)
+        y = F.relu(self.norm_b(self.conv_b(y)), inplace=True)
+        y = self.norm_c(self.conv_c(y))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(y + shortcut, inplace=True)
+
+
+class Head(nn.Module):
+    """Average pool, dropout, FC."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        if window is None:
+            return self.fc(self.dropout(x.mean((2, 3, 4))))
+        frames, height, width = x.shape[2:]
+        x = F.avg_pool3d(x, (frames, min(window, height), min(window, width)), stride=1)
+        return self.fc(self.dropout(x.flatten(2).transpose(1, 2)))
+
+
+class ResNet(nn.Module):
+    """ResNet of bottleneck blocks over clips.
+
+    Args:
+        num_classes: K.
+        norm: makes the norm of a given number of channels (`video_gn.norm.norm_factory`, or a callable of your own).
+        blocks: number of blocks of res2, res3, res4, res5.
+        width: channels of the stem.
+        temporal: `i3d` or `c2d`.
+        stem: `dense`, `sparse` or `slowfast`.
+        dropout: probability, before the FC.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        norm: NormFactory,
+        *,
+        blocks: Sequence[int] = BLOCKS["resnet50"],
+        width: int = 64,
+        temporal: str = "i3d",
+        stem: str = "dense",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        i3d = temporal == "i3d"
+        self.pool_padding = STEMS[stem][3][1]
+        self.stem = Stem(width, stem, 5 if i3d else 1, norm)
+        channels = width
+        for stage, count in enumerate(blocks, start=2):
+            layers = []
+            stage_width = width * 2 ** (stage - 2)
+            for block in range(count):
+                temporal_kernel = 3 if i3d and is_inflated(stage, block) else 1
+                stride = 2 if block == 0 and stage > 2 else 1
+                layers.append(Bottleneck(channels, stage_width, temporal_kernel, stride, norm))
+                channels = 4 * stage_width
+            self.add_module(f"res{stage}", nn.Sequential(*layers))
+        self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1))
+        self.head = Head(channels, num_classes, dropout)
+        self._initialize()
+
+    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Logits of clips x, float (N, 3, T, H, W).
+
+        With `window` None the last map is averaged whole: (N, K). Else the head slides over the map with stride 1,
+        its window `window` cells wide and high: (N, locations, K), for fully-convolutional testing.
+        """
+        return self.head(self.features(x), window)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Output of res5: (N, 32 width, T / 8 (dense) or T / 2, H / 32, W / 32)."""
+        x = self.pool2(self.res2(self.stem(x)))
+        return self.res5(self.res4(self.res3(x)))
+
+    def feature_size(self, side: int) -> int:
+        """Cells of the last map along a side of `side` pixels: the head's window for a net trained at that crop."""
+        side = _out_size(side, 7, 2, 3)
+        side = _out_size(side, 3, 2, self.pool_padding)
+        for _ in range(3):
+            side = _out_size(side, 3, 2, 1)
+        return side
+
+    def blocks(self) -> Iterator[Bottleneck]:
+        """All bottleneck blocks, input to output."""
+        return (module for module in self.modules() if isinstance(module, Bottleneck))
+
+    def norm_parameters(self) -> Iterator[nn.Parameter]:
+        """gamma and beta of every norm, whatever its class."""
+        for part in (self.stem, *self.blocks()):
+            for norm in part.norms():
+                yield from norm.parameters()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # Caffe2's MSRAFill
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.head.fc.weight, std=0.01)
+        nn.init.zeros_(self.head.fc.bias)
+        for block in self.blocks():
+            gamma = getattr(block.last_norm, "weight", None)
+            if gamma is not None:
+                nn.init.zeros_(gamma)
+
+
+def is_inflated(stage: int, block: int) -> bool:
+    """Whether a block's first kernel is 3x1x1 in I3D: all of res2, even blocks of res3 and res4, odd ones of res5."""
+    if stage == 2:
+        return True
+    return block % 2 == (1 if stage == 5 else 0)
+
+
+def build_model(config: ModelConfig) -> ResNet:
+    """The network that a config's `model` section describes, freshly initialized."""
+    return ResNet(
+        config.num_classes,
+        norm_factory(config.norm, groups=config.groups, channels_per_group=config.channels_per_group),
+        blocks=config.blocks or BLOCKS[config.arch],
+        width=config.width,
+        temporal=config.temporal,
+        stem=config.stem,
+        dropout=config.dropout,
+    )
+
+
+def _conv(channels_in: int, channels_out: int, kernel: Size, stride: Size, norm: nn.Module) -> nn.Conv3d:
+    """Convolution padded to keep the size at stride 1; the norm's beta serves as its bias, where there is a norm."""
+    padding = tuple(k // 2 for k in kernel)
+    return nn.Conv3d(channels_in, channels_out, kernel, stride, padding, bias=isinstance(norm, nn.Identity))
+
+
+def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    return (size + 2 * padding - kernel) // stride + 1
