@@ -144,9 +144,7 @@ def test_layouts(
     assert (tmp_path / "k400" / "missing_val.txt").read_text().splitlines() == official[2:]
 
 
-def test_table(
-    script: ModuleType, tmp_path: Path, train_csv: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table(script: ModuleType, tmp_path: Path, train_csv: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_tree(
         tmp_path / "k400",
         "train/yoga/-_BBBBBBBBB.mp4",
@@ -230,9 +228,7 @@ def test_nothing_found(script: ModuleType, tmp_path: Path, capsys: pytest.Captur
     assert "is not a folder" in fails(script, capsys, str(tmp_path / "absent"))
 
 
-def test_overwrite_only_by_force(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_overwrite_only_by_force(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_tree(tmp_path, "0wR5jVB-WPk.mp4")
     (tmp_path / "val.csv").write_text("mine\n")
     assert "--force" in fails(script, capsys, root)
@@ -291,8 +287,6 @@ def test_help_needs_no_torch() -> None:
     )
     code = code.replace("sys.argv[0]", repr(str(SCRIPT)), 1)
     environment = {**os.environ, "PYTHONPATH": str(LISTS.parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert "example:\n  python" in done.stdout
     assert done.stdout.endswith("False\n")

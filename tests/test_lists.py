@@ -124,9 +124,7 @@ def test_round_trip(labels: dict[str, int], separator: str, newline: str, encodi
     assert records == [Record(path, label) for path, label in labels.items()]
 
 
-lines = st.lists(
-    st.sampled_from([b"a", b" ", b",", b"\t", b"\r", b"#", b"-", b"1", b"9" * 30, b"\xc3", b"\n"])
-)
+lines = st.lists(st.sampled_from([b"a", b" ", b",", b"\t", b"\r", b"#", b"-", b"1", b"9" * 30, b"\xc3", b"\n"]))
 
 
 @given(st.binary() | lines.map(b"".join))
@@ -153,9 +151,7 @@ def test_240_000_lines_are_read_at_once(tmp_path: Path) -> None:
     assert min(seconds) < 2.0
 
 
-def test_list_as_given_comes_before_the_one_under_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_as_given_comes_before_the_one_under_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, here = tmp_path / "root", tmp_path / "here"
     root.mkdir()
     here.mkdir()
@@ -198,9 +194,7 @@ def test_check_some_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         check_some_exist(records, str(tmp_path), "train.csv")
     message = str(error.value)
-    assert message.startswith(
-        f"train.csv: none of the 20 videos looked for exists, the first is '{tmp_path}/0.mp4'"
-    )
+    assert message.startswith(f"train.csv: none of the 20 videos looked for exists, the first is '{tmp_path}/0.mp4'")
     assert "data.root" in message
     (tmp_path / "1.mp4").touch()  # not looked at: the sample is 0, 5, 10, ...
     with pytest.raises(UserError):

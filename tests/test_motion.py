@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,7 +24,7 @@ from video_gn.errors import UserError
 
 LABELS = range(len(CLASSES))
 SEEDS = st.integers(0, 2**64 - 1)
-TINY = {"train_videos": 12, "val_videos": 10, "num_frames": 4, "size": 32, "workers": 1}
+TINY: dict[str, Any] = {"train_videos": 12, "val_videos": 10, "num_frames": 4, "size": 32, "workers": 1}
 GOLDEN = [
     [134.0, 118.5, 109.8, 118.2],
     [113.0, 127.1, 121.1, 115.8],
@@ -45,9 +46,7 @@ def name_of(track: motion.Track) -> str:
     """Names a motion by its kinematics alone, over the whole track: the tests' independent oracle."""
     turns, grows = np.diff(track.angle), np.diff(track.radius)
     vx, vy = np.diff(track.x), np.diff(track.y)
-    moving = {
-        name for name, v in (("x", vx), ("y", vy), ("a", turns), ("r", grows)) if np.abs(v).max() > 1e-6
-    }
+    moving = {name for name, v in (("x", vx), ("y", vy), ("a", turns), ("r", grows)) if np.abs(v).max() > 1e-6}
     if not moving:
         return "still"
     if moving == {"a"}:
@@ -75,9 +74,7 @@ def test_a_track_and_its_flip_show_the_class(seed: int, label: int) -> None:
 def direction_of(track: motion.Track) -> float:
     """Sign and rate of the motion: along x, of the angle, of the circle (the cross product of two steps)."""
     (vx, wx), (vy, wy) = np.diff(track.x[:3]), np.diff(track.y[:3])
-    return float(
-        {"sideways": vx, "spin": np.diff(track.angle)[0], "circle": vx * wy - vy * wx}[name_of(track)]
-    )
+    return float({"sideways": vx, "spin": np.diff(track.angle)[0], "circle": vx * wy - vy * wx}[name_of(track)])
 
 
 @pytest.mark.parametrize("name", ["sideways", "spin", "circle"])
@@ -181,14 +178,23 @@ def test_the_file_is_inter_coded_h264_of_the_same_frames(tmp_path: Path) -> None
     assert [round(frame.time * 30) for frame in decoded] == list(range(48))
     images = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded]).astype(int)
     assert np.abs(images - frames).mean() < 2.5
-    assert (
-        np.abs(images[1:] - frames[:-1]).mean() > 2 * np.abs(images - frames).mean()
-    )  # none is a frame late
+    assert np.abs(images[1:] - frames[:-1]).mean() > 2 * np.abs(images - frames).mean()  # none is a frame late
+
+
+def test_the_same_frames_give_the_same_file(tmp_path: Path) -> None:
+    frames = render(CLASSES.index("circle"), 11)
+    for index in range(12):
+        write_video(tmp_path / f"{index}.mp4", frames)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_failed_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(av.FFmpegError):
-        write_video(tmp_path / "odd.mp4", np.zeros((3, 33, 33, 3), np.uint8))
+    def full_disk(*_: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_video(tmp_path / "a.mp4", np.zeros((3, 32, 32, 3), np.uint8))
     assert os.listdir(tmp_path) == []
 
     def no_codec(name: str, mode: str) -> None:
@@ -228,9 +234,7 @@ def test_lists_name_every_file_with_its_class(tiny: Path) -> None:
     }  # fmt: skip
 
 
-def test_processes_and_counts_change_no_video(
-    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_processes_and_counts_change_no_video(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     write_dataset(tmp_path, **(TINY | {"train_videos": 7, "workers": 2}))
     videos = {name: data for name, data in contents(tmp_path).items() if name.endswith(".mp4")}
     assert len(videos) == 17 and videos.items() <= contents(tiny).items()
@@ -269,9 +273,7 @@ def test_another_renderer_and_another_data_set_are_refused(
         write_dataset(tiny, **TINY)
 
 
-@pytest.mark.parametrize(
-    "change", [{"size": 33}, {"size": 16}, {"val_videos": 0}, {"num_frames": 0}, {"seed": -1}]
-)
+@pytest.mark.parametrize("change", [{"size": 33}, {"size": 16}, {"val_videos": 0}, {"num_frames": 0}, {"seed": -1}])
 def test_parameters_out_of_range_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(f"{k}={v}" for k, v in change.items())):
         write_dataset(tmp_path / "new", **(TINY | change))

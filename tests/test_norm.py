@@ -21,7 +21,13 @@ def by_equations(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "options", "groups"),
-    [("gn", {"groups": 4}, 4), ("gn", {"channels_per_group": 4}, 3), ("ln", {}, 1), ("in", {}, 12), ("gn", {"groups": 12}, 12)],
+    [
+        ("gn", {"groups": 4}, 4),
+        ("gn", {"channels_per_group": 4}, 3),
+        ("ln", {}, 1),
+        ("in", {}, 12),
+        ("gn", {"groups": 12}, 12),
+    ],
 )
 def test_group_norms(name, options, groups):
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ def thin(**changes: object) -> ResNet:
 
 
 def from_pytorchvideo(key: str) -> str:
-    """Our name of one of pytorchvideo's I3D parameters (blocks: 0 stem, 1 res2, 2 pool, 3 res3, 4 res4, 5 res5, 6 head)."""
+    """Our name of one of pytorchvideo's I3D parameters; its block 2 is the pool."""
     stages = {"0": "stem", "1": "res2", "3": "res3", "4": "res4", "5": "res5", "6": "head"}
     _, number, rest = key.split(".", 2)
     for theirs, ours in (
@@ -65,10 +65,7 @@ def test_every_block_starts_as_its_shortcut_whatever_the_norm(norm):
 def test_norm_parameters_are_all_that_is_neither_conv_nor_fc(norm):
     model = thin(norm=norm)
     plain = {
-        id(p)
-        for m in model.modules()
-        if isinstance(m, (nn.Conv3d, nn.Linear))
-        for p in m.parameters(recurse=False)
+        id(p) for m in model.modules() if isinstance(m, (nn.Conv3d, nn.Linear)) for p in m.parameters(recurse=False)
     }
     assert {id(p) for p in model.norm_parameters()} == {id(p) for p in model.parameters()} - plain
 

@@ -18,7 +18,9 @@ def main() -> None:
         description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override it, e.g. train.epochs=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values that override it, e.g. train.epochs=10"
+    )
     args = parser.parse_args()
 
     from video_gn.config import load_config

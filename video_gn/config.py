@@ -85,7 +85,9 @@ class DataConfig(Section):
         if low > high:
             raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
         if self.crop > low:
-            raise ValueError(f"crop {self.crop} is larger than the smallest short side {low}; lower crop or raise short_side")
+            raise ValueError(
+                f"crop {self.crop} is larger than the smallest short side {low}; lower crop or raise short_side"
+            )
         return self
 
 
@@ -235,7 +237,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"key {key!r} is written twice", problem_mark=node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is written twice", problem_mark=node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 

@@ -131,15 +131,11 @@ def read_listed(file: str, classes: ClassNames) -> list[Listed]:
             reader = csv.DictReader(stream)
             lacking = {"youtube_id", "time_start", "label"} - set(reader.fieldnames or ())
             if lacking:
-                raise UserError(
-                    f"{file} has no column {min(lacking)!r}; give the official csv with its header"
-                )
+                raise UserError(f"{file} has no column {min(lacking)!r}; give the official csv with its header")
             for row in reader:
                 listed = _listed(row, classes, f"{file}, line {reader.line_num}")
                 if listed.youtube_id in rows:
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: id {listed.youtube_id} twice; remove one row"
-                    )
+                    raise UserError(f"{file}, line {reader.line_num}: id {listed.youtube_id} twice; remove one row")
                 rows[listed.youtube_id] = listed
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}; give the official csv") from None
@@ -252,9 +248,7 @@ def check_writable(out: Path, inputs: list[str], force: bool) -> None:
         if not file.exists():
             continue
         if any(os.path.exists(given) and file.samefile(given) for given in inputs):
-            raise UserError(
-                f"{file} is the official list that is read and cannot be written; give another --out"
-            )
+            raise UserError(f"{file} is the official list that is read and cannot be written; give another --out")
         if not force:
             raise UserError(f"{file} exists and is not overwritten; give another --out, or --force")
 
@@ -268,9 +262,7 @@ def write_split(out: Path, name: str, split: Split) -> None:
     if split.missing is None:
         missing.unlink(missing_ok=True)  # of an earlier run
     else:
-        missing.write_text(
-            "".join(f"{youtube_id}\n" for youtube_id in split.missing), encoding="utf-8", newline="\n"
-        )
+        missing.write_text("".join(f"{youtube_id}\n" for youtube_id in split.missing), encoding="utf-8", newline="\n")
 
 
 def make_lists(root: str, out: Path, val_csv: str, train_csv: str | None, force: bool) -> str:
@@ -286,9 +278,7 @@ def make_lists(root: str, out: Path, val_csv: str, train_csv: str | None, force:
     val_ids = {row.youtube_id for row in val}
     splits = {
         "val": match_listed(val, videos, "val"),
-        "train": train_by_folder(videos, classes, val_ids)
-        if train is None
-        else match_listed(train, videos, "train"),
+        "train": train_by_folder(videos, classes, val_ids) if train is None else match_listed(train, videos, "train"),
     }
     if not any(split.lines for split in splits.values()):
         raise UserError(
@@ -312,9 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python make_lists.py /videos/k400 --train-csv /videos/k400/annotations/train.csv",
     )
-    parser.add_argument(
-        "video_root", metavar="VIDEO_ROOT", help="folder of the videos, data.root of the experiments"
-    )
+    parser.add_argument("video_root", metavar="VIDEO_ROOT", help="folder of the videos, data.root of the experiments")
     parser.add_argument("--out", metavar="DIR", help="where the lists go (default: VIDEO_ROOT)")
     parser.add_argument(
         "--train-csv",

@@ -58,9 +58,7 @@ def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -
         down, right = (scaled_height - short_side) // 2, (scaled_width - short_side) // 2
         corners = [(k * down, k * right) for k in range(3)]
         side = short_side
-    return [
-        View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners
-    ]
+    return [View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners]
 
 
 def cut(views: Sequence[View]) -> tuple[Box, list[View]]:

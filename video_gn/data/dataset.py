@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_gn.data.augment import View, cut, random_view, eval_views
+from video_gn.data.augment import View, cut, eval_views, random_view
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
@@ -83,8 +83,8 @@ class _Videos(Dataset[Clips]):
 class TrainClips(_Videos):
     """One random clip of the video at a position of an epoch's order; keys are (epoch, position).
 
-    Start, scale, crop and flip are a function of (seed, epoch, video index) alone, so another number of ranks or workers
-    sees the same clips. An unreadable video's slot goes to the next video in the epoch's order; after more than
+    Start, scale, crop and flip are a function of (seed, epoch, video index) alone, so another number of ranks or
+    workers sees the same clips. An unreadable video's slot goes to the next video in the epoch's order; after more than
     `max_unreadable` in a row the result is empty.
     """
 

@@ -1,17 +1,16 @@
 """Decoding: a video file and frame indices in, uint8 RGB frames out. The only module that imports a decoder.
 
-Frame i is the i-th frame shown, after edit lists; frames are upright (rotation metadata applied) and come from the
-stream that FFmpeg calls best. Opening a file counts its frames, where possible without decoding them. A decoder uses
-one thread: loading is parallel over videos. What FFmpeg makes of a damaged frame counts as that frame.
+Frame i is the i-th frame shown, after edit lists, of the stream that FFmpeg calls best, turned upright where the
+metadata say so. Opening a file counts its frames, where possible without decoding them. A decoder uses one
+thread: loading is parallel over videos. What FFmpeg makes of a damaged frame counts as that frame.
 
-`auto` is torchcodec where it loads, and PyAV where it does not and for files that torchcodec cannot read.
-Known limits:
+`auto` is torchcodec where it loads, and PyAV where it does not and for files that torchcodec cannot read. Limits:
 
-- torchcodec (needs FFmpeg's shared libraries) goes by packets' timestamps. It gives wrong frames in MPEG-TS and in
-  AVI with B-frames, which is noticed when the file is opened, and loses the last frames of MPEG-PS.
-- pyav: a file without true timestamps, or where a seek lands too late, is decoded from its start for every read.
-- decord (no wheel for arm64): no AV1, fails at widths of 16 and below, ignores edit lists, and repeats frames at the
-  end instead. After a seek it gives WRONG frames in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS and most AVI.
+- torchcodec (needs FFmpeg's shared libraries) goes by the packets' timestamps. In MPEG-TS and in AVI with
+  B-frames it gives wrong frames, which is noticed on opening; in MPEG-PS it misses the last ones.
+- pyav: a file without true timestamps, or whose seeks land too late, is decoded from its start for each read.
+- decord (no wheel for arm64): no AV1; fails at widths of 16 and below; ignores edit lists, and repeats frames at
+  the end instead; gives WRONG frames after a seek in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS, most AVI.
 """
 
 from __future__ import annotations
@@ -38,34 +37,22 @@ logger = logging.getLogger(__name__)
 
 DECODERS = ("auto", "torchcodec", "pyav", "decord")
 
-Box = tuple[int, int, int, int]
-"""(top, left, height, width) in displayed pixels."""
-
 _MODULES = {"torchcodec": "torchcodec.decoders", "pyav": "av", "decord": "decord"}
 _REMEDIES = {
-    "torchcodec": "run `pip install torchcodec` (the version that fits torch) and install FFmpeg's shared libraries "
-    "(Debian: `apt install ffmpeg`)",
-    "pyav": "run `pip install av`",
-    "decord": "run `pip install decord` (there is no wheel for arm64)",
+    "torchcodec": "`pip install torchcodec` to fit torch, with FFmpeg's shared libraries (`apt install ffmpeg`)",
+    "pyav": "`pip install av`",
+    "decord": "`pip install decord` (it has no wheel for arm64)",
 }
-_CHUNK = (
-    32  # frames got at once from torchcodec and decord: bounds the memory of whole frames while boxes are cut
-)
-_SEEK_PAYS = 8  # frames: where a seek would skip fewer than these, decoding them is as fast
+_CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
+_SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
 
 
 class VideoError(Exception):
-    """A video file that cannot be read, or not all that was asked of it.
-
-    Attributes:
-        path: the file, as it was given.
-        reason: one line, FFmpeg's own where there is one.
-    """
+    """A file that cannot be read (`path`, as it was given), or not all that was asked of it, and the `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that it pickles
-        self.path = path
-        self.reason = reason
+        self.path, self.reason = path, reason
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -77,7 +64,7 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     Attributes:
         path: the file, as it was given.
         decoder: what really reads it: "torchcodec", "pyav" or "decord".
-        num_frames: N, the number of frames shown; corrected if decoding proves it wrong (frames lost by damage).
+        num_frames: N, the frames shown; corrected if decoding proves it wrong (frames lost by damage).
         height, width: as displayed, in pixels.
         fps: average frame rate, None where the file does not tell.
     """
@@ -89,12 +76,12 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     width: int
     fps: float | None
 
-    def read(self, indices: Sequence[int], box: Box | None = None) -> torch.Tensor:
+    def read(self, indices: Sequence[int], box: tuple[int, int, int, int] | None = None) -> torch.Tensor:
         """Decode frames, each distinct one once.
 
         Args:
             indices: frame numbers in [0, num_frames), in any order, repeats allowed.
-            box: (top, left, height, width) to cut out of each frame, in displayed pixels; None is the whole frame.
+            box: (top, left, height, width) to cut out, in displayed pixels; None is the whole frame.
 
         Returns:
             uint8 RGB of shape (len(indices), height, width, 3), in the order of `indices`.
@@ -105,29 +92,26 @@ class VideoReader(AbstractContextManager["VideoReader"]):
             ValueError: if the box is empty or not inside the frame.
         """
         indices = [operator.index(i) for i in indices]
-        for i in indices:
-            if not 0 <= i < self.num_frames:
-                raise IndexError(
-                    f"{self.path}: index {i} is not in [0, {self.num_frames}), the frames of this video"
-                )
-        top, left, height, width = box = box or (0, 0, self.height, self.width)
-        if min(top, left, height - 1, width - 1, self.height - top - height, self.width - left - width) < 0:
+        outside = [i for i in indices if not 0 <= i < self.num_frames]
+        if outside:
+            raise IndexError(f"{self.path}: index {outside[0]} is not in [0, {self.num_frames}), its frames")
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        bottom, right = top + height, left + width
+        if not (0 <= top < bottom <= self.height and 0 <= left < right <= self.width):
             size = f"{self.height} x {self.width}"
-            raise ValueError(
-                f"{self.path}: box (top, left, height, width) {box} must lie inside a frame of {size}"
-            )
+            raise ValueError(f"{self.path}: box {box} (top, left, height, width) must be inside {size}")
         wanted = sorted(set(indices))
         frames = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8)
         if wanted:
-            self._decode(wanted, box, frames.numpy())
+            self._decode(wanted, (slice(top, bottom), slice(left, right)), frames.numpy())
         if wanted == indices:
             return frames
         row = {index: n for n, index in enumerate(wanted)}
         return frames[[row[i] for i in indices]]
 
     @abstractmethod
-    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
-        """Fill out (len(indices), h, w, 3) with the boxes of these frames; sorted, distinct, at least one."""
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+        """Fill out (len(indices), h, w, 3) with the boxes of these frames: sorted, distinct, at least one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -218,7 +202,7 @@ class _AutoReader(VideoReader):
         _warn_once(error.path, error.reason)
         return reader
 
-    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         try:
             return self._reader._decode(indices, box, out)
         except VideoError as error:
@@ -255,20 +239,17 @@ class _TorchcodecReader(VideoReader):
         # Where it goes by wrong timestamps, the first frame it gives is not the first one it has counted.
         seen, counted = first.pts_seconds, self._video.metadata.begin_stream_seconds
         if abs(seen - counted) > 1e-6:
-            raise VideoError(
-                path, f"the first frame is at {seen:.3f} s, the first timestamp at {counted:.3f} s"
-            )
+            raise VideoError(path, f"the first frame comes at {seen:.3f} s, should at {counted:.3f} s")
         self.num_frames = len(self._video)
         self.height, self.width = first.data.shape[:2]
         self.fps = self._video.metadata.average_fps or None
 
-    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
-        top, left, height, width = box
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         seconds: list[float] = []
         for start in range(0, len(indices), _CHUNK):
             with self._errors():
                 batch = self._video.get_frames_at(indices[start : start + _CHUNK])
-            out[start : start + _CHUNK] = batch.data.numpy()[:, top : top + height, left : left + width]
+            out[start : start + _CHUNK] = batch.data.numpy()[:, box[0], box[1]]
             seconds += batch.pts_seconds.tolist()
         if any(later <= earlier for earlier, later in pairwise(seconds)):
             raise VideoError(self.path, "different indices gave the same frame")
@@ -284,18 +265,17 @@ class _OutOfStep(Exception):
 class _PyAVReader(VideoReader):
     """Seeks by the packets' timestamps as long as the frames that come out bear them, one by one.
 
-    Where timestamps are missing, repeated or those of decoding (AVI), or where frames get lost, frame i is the i-th
-    that comes out when the file is decoded from its start.
+    Where timestamps are missing, repeated or those of decoding (AVI), or where frames get lost, frame i is the
+    i-th that comes out when the file is decoded from its start.
     """
 
     decoder = "pyav"
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._av = _load("pyav")
         self._container: Any = None
-        self._errors = functools.partial(
-            _as_video_error, path, _load("pyav").FFmpegError, ValueError, OSError
-        )
+        self._errors = functools.partial(_as_video_error, path, self._av.FFmpegError, ValueError, OSError)
         self._rgb = importlib.import_module("av.video.reformatter").VideoReformatter()
         try:
             with self._errors():
@@ -322,24 +302,22 @@ class _PyAVReader(VideoReader):
         """Open the file (again): the one way to its start that works in every container."""
         self.close()
         # Some files carry tags that are not UTF-8.
-        self._container = _load("pyav").open(os.path.abspath(self.path), metadata_errors="replace")
+        self._container = self._av.open(os.path.abspath(self.path), metadata_errors="replace")
         self._stream = self._container.streams.best("video")
-        if self._stream is None or "attached_pic" in str(self._stream.disposition):
+        if self._stream is None or self._stream.disposition & self._av.stream.Disposition.attached_pic:
             raise VideoError(self.path, "no video stream")
         self._stream.codec_context.thread_count = 1
 
     def _timestamps(self) -> tuple[list[int], list[int]]:
-        """Sorted timestamps of the frames shown and of the keyframes; empty where they cannot be the frames' own."""
-        packets = [
-            packet for packet in self._container.demux(self._stream) if packet.size
-        ]  # the last is a flush
-        shown = [packet.pts for packet in packets if not packet.is_discard]
-        if any(packet.pts is None for packet in packets) or len(set(shown)) < len(shown):
+        """Sorted timestamps of frames and of keyframes; empty where packets do not bear the frames' own."""
+        packets = [p for p in self._container.demux(self._stream) if p.size]  # the last one only flushes
+        shown = [p.pts for p in packets if not p.is_discard]
+        if any(p.pts is None for p in packets) or len(set(shown)) < len(shown):
             return [], []
         pts = sorted(shown)
         if pts == shown and self._stream.codec_context.has_b_frames:
             return [], []  # B-frames are not stored in the order shown: these are times of decoding
-        return pts, sorted(packet.pts for packet in packets if packet.is_keyframe)
+        return pts, sorted(p.pts for p in packets if p.is_keyframe)
 
     def _keyframe(self, index: int) -> int | None:
         """Timestamp of the keyframe from which frame `index` can be decoded; None is the file's start."""
@@ -358,12 +336,10 @@ class _PyAVReader(VideoReader):
     def _packets(self, keyframe: int | None) -> Iterator[Any]:
         """Packets from this keyframe or from one before it (None: from the file's start)."""
         if keyframe is not None:
-            with suppress(_load("pyav").FFmpegError):  # not every container can seek
+            with suppress(self._av.FFmpegError):  # not every container can seek
                 self._container.seek(keyframe, stream=self._stream)
                 # Some seek to the middle of things, or to the next keyframe.
-                packets = dropwhile(
-                    lambda packet: not packet.is_keyframe, self._container.demux(self._stream)
-                )
+                packets = dropwhile(lambda p: not p.is_keyframe, self._container.demux(self._stream))
                 first = next(packets, None)
                 if first is not None and first.pts is not None and first.pts <= keyframe:
                     return chain([first], packets)
@@ -403,15 +379,13 @@ class _PyAVReader(VideoReader):
     def _from_start(self, indices: list[int]) -> Iterator[Any]:
         """The frames of sorted indices, counted as they come out."""
         if indices[-1] >= self.num_frames:
-            raise VideoError(
-                self.path, f"frame {indices[-1]} is lost: only {self.num_frames} frames can be decoded"
-            )
+            raise VideoError(self.path, f"frame {indices[-1]} is lost: only {self.num_frames} can be decoded")
         chosen = set(indices)
         return (frame for i, frame in enumerate(islice(self._frames(), indices[-1] + 1)) if i in chosen)
 
-    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         with self._errors():
-            if self._pts:
+            if indices[-1] < len(self._pts):
                 try:
                     return self._fill(out, box, self._by_timestamp(indices))
                 except _OutOfStep:
@@ -419,12 +393,11 @@ class _PyAVReader(VideoReader):
                     self._count()
             self._fill(out, box, self._from_start(indices))
 
-    def _fill(self, out: np.ndarray, box: Box, frames: Iterator[Any]) -> None:
-        top, left, height, width = box
+    def _fill(self, out: np.ndarray, box: tuple[slice, slice], frames: Iterator[Any]) -> None:
         for target, frame in zip(out, frames, strict=True):
             # One reformatter for all. A frame of another size is scaled to that of the first, as FFmpeg does.
             image = self._rgb.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
-            target[:] = np.rot90(image, self._turns)[top : top + height, left : left + width]
+            target[:] = np.rot90(image, self._turns)[box]
 
     def close(self) -> None:
         if self._container is not None:
@@ -447,12 +420,11 @@ class _DecordReader(VideoReader):
             self.height, self.width = self._video[0].shape[:2]
             self.fps = self._video.get_avg_fps() or None
 
-    def _decode(self, indices: list[int], box: Box, out: np.ndarray) -> None:
-        top, left, height, width = box
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         for start in range(0, len(indices), _CHUNK):
             with self._errors():
                 batch = self._video.get_batch(indices[start : start + _CHUNK]).asnumpy()
-            out[start : start + _CHUNK] = batch[:, top : top + height, left : left + width]
+            out[start : start + _CHUNK] = batch[:, box[0], box[1]]
 
     def close(self) -> None:
         self._video = None

@@ -95,9 +95,7 @@ def read_class_names(path: str | None, root: str, num_classes: int) -> list[str]
             f"{file}, line {number} is empty: the line number is the label; remove the line or name the class"
         )
     if len(names) != num_classes:
-        raise UserError(
-            f"{file} names {len(names)} classes but model.num_classes is {num_classes}; make the two agree"
-        )
+        raise UserError(f"{file} names {len(names)} classes but model.num_classes is {num_classes}; make the two agree")
     return names
 
 
@@ -118,9 +116,7 @@ def _read_lines(file: Path) -> list[str]:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}, line {number} is not UTF-8 text ({error.reason}); save the file as UTF-8"
-        ) from None
+        raise UserError(f"{file}, line {number} is not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; check the file and its permissions") from None
     return text.replace("\r\n", "\n").split("\n")
@@ -135,12 +131,8 @@ def _parse(line: str, num_classes: int) -> Record:
     if not path or not text:
         raise _BadLine("a path and a label are needed; write `path label`")
     if not INTEGER.fullmatch(text):
-        raise _BadLine(
-            f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #"
-        )
+        raise _BadLine(f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #")
     label = int(text)
     if not 0 <= label < num_classes:
-        raise _BadLine(
-            f"the label {label} is outside 0 to {num_classes - 1}; correct it or set model.num_classes"
-        )
+        raise _BadLine(f"the label {label} is outside 0 to {num_classes - 1}; correct it or set model.num_classes")
     return Record(path, label)

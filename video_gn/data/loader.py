@@ -76,10 +76,12 @@ def eval_loader(
     return _loader(dataset, batches, workers, device)
 
 
-def _loader(dataset: torch.utils.data.Dataset, batches: Iterable[list], workers: int, device: torch.device) -> DataLoader:
+def _loader(
+    dataset: torch.utils.data.Dataset, batches: Iterable[list], workers: int, device: torch.device
+) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=list,  # clips differ in size until the device has resized them
         pin_memory=device.type == "cuda",
@@ -112,7 +114,7 @@ class DeviceBatches:
         while ready is not None:
             torch.cuda.current_stream(self.device).wait_stream(stream)
             for tensor in (ready.clips, ready.labels):
-                tensor.record_stream(torch.cuda.current_stream(self.device))  # type: ignore[arg-type]
+                tensor.record_stream(torch.cuda.current_stream(self.device))
             current = ready
             ready = self._prefetch(batches, stream)
             yield current

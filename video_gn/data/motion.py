@@ -1,9 +1,9 @@
 """The embedded data set: ten classes that only motion tells apart, rendered and written as real H.264 files.
 
 A textured shape moves over a smooth ground; what leaves the frame on one side enters it on the other. The
-classes share all draws but the motion, and every motion keeps a uniform position, angle or size uniform. So
-one frame has the same distribution in every class: `render(label, seed)[0]` does not even depend on the label.
-A horizontal flip turns a video into another one of its class.
+classes share all draws but the motion, and every motion keeps position, angle and size uniform. So one frame
+is distributed alike in every class: `render(label, seed)[0]` does not even depend on the label. A horizontal
+flip turns a video into another one of its class.
 
 Lengths are in 64ths of the frame's side (pixels at size 64), angles in radians, times in frames.
 """
@@ -64,9 +64,7 @@ class Look(NamedTuple):
     shape: int  # index in SHAPES
     mirror: int  # -1 shows the shape's mirror image
     colour: np.ndarray  # (3,)
-    waves: (
-        np.ndarray
-    )  # (2, 3): two waves on the shape: frequencies along its axes (radians per radius), phase
+    waves: np.ndarray  # (2, 3): two waves on the shape: frequencies along its axes (radians per radius), phase
 
 
 def draw_track(label: int, rng: np.random.Generator, num_frames: int) -> Track:

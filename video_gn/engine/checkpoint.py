@@ -78,7 +78,9 @@ def load_model(model: torch.nn.Module, checkpoint: Checkpoint, source: str) -> N
     for key in sorted(ours.keys() | theirs.keys()):
         if key not in theirs or key not in ours:
             where = "the checkpoint" if key not in theirs else "the configured model"
-            raise UserError(f"{source}: weights of another network ({key} is missing in {where}); match the model section")
+            raise UserError(
+                f"{source}: weights of another network ({key} is missing in {where}); match the model section"
+            )
         if ours[key].shape != theirs[key].shape:
             shapes = f"{list(theirs[key].shape)}, configured {list(ours[key].shape)}"
             raise UserError(f"{source}: weights of another network ({key} is {shapes}); match the model section")
@@ -95,7 +97,9 @@ def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
+        ) from None
     return temporary
 
 

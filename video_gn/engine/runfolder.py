@@ -1,4 +1,4 @@
-"""A run's folder: config.yaml, environment.json, log.jsonl, TensorBoard events, checkpoints/, unreadable.txt, test_*."""
+"""A run's folder: config.yaml, environment.json, log.jsonl, TensorBoard events, checkpoints/, test_*, ..."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoin
     """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
     if config.resume == "never":
         if any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
-            raise UserError(f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder")
+            raise UserError(
+                f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder"
+            )
         return None
     state = ckpt.load_last(folder / "checkpoints", say)
     if state is None:
@@ -100,4 +102,3 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-

@@ -149,7 +149,7 @@ def score_videos(
 
 
 def score_video(model: ResNet, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
-    """Softmax of each view and clip of a video, averaged over the locations of the last map: float32 (V * K, classes)."""
+    """Softmax of each view and clip of a video, averaged over the last map's locations: float32 (V * K, classes)."""
     frames = render(item.frames.to(device, non_blocking=True), item.views, config.data.mean, config.data.std)
     clip_indices = torch.from_numpy(item.clip_indices).to(device)
     clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))

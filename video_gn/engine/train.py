@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -45,7 +45,7 @@ def train(config: Config, world: World) -> None:
         lists[name] = read_list(path, data.root, config.model.num_classes)
         check_some_exist(lists[name], data.root, path)
     trainer = Trainer(config, world, lists["train"], lists["val"])
-    with Writers(trainer.folder) if world.is_main else contextlib.nullcontext() as writers:
+    with Writers(trainer.folder, trainer.step_done) if world.is_main else contextlib.nullcontext() as writers:
         trainer.run(writers)
 
 
@@ -170,7 +170,9 @@ class Trainer:
             raise UserError("no readable video was found for a clip; see unreadable.txt and check data.root")
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
+        return (
+            self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
+        )
 
     def _train_batches(self, first_step: int, last_step: int) -> DeviceBatches:
         plan, world, config = self.plan, self.world, self.config
@@ -190,7 +192,8 @@ class Trainer:
         averages = Averages.of(self.world.sum(interval.meter.sums))  # sync point: once an interval
         if not math.isfinite(averages.loss):
             raise UserError(
-                f"the training loss is {averages.loss} at step {self.step_done}; lower optim.lr or add optim.warmup_epochs"
+                f"the training loss is {averages.loss} at step {self.step_done}; "
+                "lower optim.lr or add optim.warmup_epochs"
             )
         seconds = time.perf_counter() - interval.begin
         values = {
@@ -292,13 +295,19 @@ class Trainer:
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
-            desc="training", total=self.last_step, initial=self.step_done, unit="step", disable=self._quiet, smoothing=0.05
+            desc="training",
+            total=self.last_step,
+            initial=self.step_done,
+            unit="step",
+            disable=self._quiet,
+            smoothing=0.05,
         )
 
     def _announce(self, writers: Writers | None) -> None:
         config = self.config
         parameters = sum(p.numel() for p in self.model.parameters())
-        say(f"run {self.folder}: {config.model.arch} {config.model.temporal} {config.model.norm}, {parameters:,} parameters")
+        net = f"{config.model.arch} {config.model.temporal} {config.model.norm}"
+        say(f"run {self.folder}: {net}, {parameters:,} parameters")
         say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
         if self.step_done >= self.last_step:
             say(f"already trained for all {config.train.epochs} epochs; nothing to do")
@@ -326,7 +335,7 @@ def clip_spec(config: Config) -> ClipSpec:
     return ClipSpec(data.frames, data.stride, data.crop, data.short_side, data.flip)
 
 
-def autocast(config: Config, device: torch.device):  # noqa: ANN201 - a factory of context managers
+def autocast(config: Config, device: torch.device) -> Callable[[], torch.autocast]:
     """A callable that gives the context of a forward pass in the configured precision."""
     bf16 = config.train.precision == "bf16"
     if config.train.precision == "auto":

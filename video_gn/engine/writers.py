@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from video_gn.engine import checkpoint
+
 
 class Writers:
-    """Writes one run's records; use as a context manager."""
+    """Writes one run's records; use as a context manager.
 
-    def __init__(self, folder: Path) -> None:
-        self.log = (folder / "log.jsonl").open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(str(folder))
+    A run that goes on after `step` first drops the records of later steps, which it is about to do again.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        path = folder / "log.jsonl"
+        if path.exists():
+            checkpoint.write_text(path, "".join(_lines_until(path, step)))
+        self.log = path.open("a", encoding="utf-8")
+        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Record `values` under `kind` (train, val, epoch) after `step` optimizer steps.
@@ -45,6 +56,21 @@ class Writers:
     ) -> None:
         self.log.close()
         self.tensorboard.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's log.jsonl; a last line cut short by a kill is left out."""
+    records = []
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def _lines_until(path: Path, step: int) -> Iterator[str]:
+    for record in read_log(path.parent):
+        if record["step"] <= step:
+            yield json.dumps(record) + "\n"
 
 
 def say(text: str) -> None:

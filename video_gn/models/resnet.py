@@ -31,10 +31,10 @@ class Stem(nn.Module):
 
     def __init__(self, width: int, kind: str, temporal_kernel: int, norm: NormFactory) -> None:
         super().__init__()
-        stride, *pool = STEMS[kind]
+        stride, pool_kernel, pool_stride, pool_padding = STEMS[kind]
         self.norm = norm(width)
         self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm)
-        self.pool = nn.MaxPool3d(*pool)
+        self.pool = nn.MaxPool3d(pool_kernel, pool_stride, pool_padding)
 
     def norms(self) -> list[nn.Module]:
         return [self.norm]
@@ -44,7 +44,7 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(shortcut(x) + f(x)), f = t x 1 x 1 -> 1 x 3 x 3 (carries the spatial stride) -> 1 x 1 x 1, each with its norm.
+    """relu(shortcut(x) + f(x)), f = t x 1 x 1 -> 1 x 3 x 3 (with the spatial stride) -> 1 x 1 x 1, each with its norm.
 
     `last_norm` is the norm whose gamma starts at zero, so that the block starts as its shortcut (section 4.1).
     """
@@ -123,20 +123,15 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         i3d = temporal == "i3d"
+        widths = [width * 2**k for k in range(4)]  # of res2 to res5; a stage's output has 4 times as many channels
         self.pool_padding = STEMS[stem][3][1]
         self.stem = Stem(width, stem, 5 if i3d else 1, norm)
-        channels = width
-        for stage, count in enumerate(blocks, start=2):
-            layers = []
-            stage_width = width * 2 ** (stage - 2)
-            for block in range(count):
-                temporal_kernel = 3 if i3d and is_inflated(stage, block) else 1
-                stride = 2 if block == 0 and stage > 2 else 1
-                layers.append(Bottleneck(channels, stage_width, temporal_kernel, stride, norm))
-                channels = 4 * stage_width
-            self.add_module(f"res{stage}", nn.Sequential(*layers))
+        self.res2 = _stage(2, blocks[0], width, widths[0], i3d, norm)
+        self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm)
+        self.res4 = _stage(4, blocks[2], 4 * widths[1], widths[2], i3d, norm)
+        self.res5 = _stage(5, blocks[3], 4 * widths[2], widths[3], i3d, norm)
         self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1))
-        self.head = Head(channels, num_classes, dropout)
+        self.head = Head(4 * widths[3], num_classes, dropout)
         self._initialize()
 
     def forward(self, x: Tensor, window: int | None = None) -> Tensor:
@@ -185,6 +180,17 @@ class ResNet(nn.Module):
                 nn.init.zeros_(gamma)
 
 
+def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory) -> nn.Sequential:
+    """`count` blocks; the first takes `channels` and, after res2, halves the map."""
+    blocks = []
+    for block in range(count):
+        temporal_kernel = 3 if i3d and is_inflated(stage, block) else 1
+        stride = 2 if block == 0 and stage > 2 else 1
+        blocks.append(Bottleneck(channels, width, temporal_kernel, stride, norm))
+        channels = 4 * width
+    return nn.Sequential(*blocks)
+
+
 def is_inflated(stage: int, block: int) -> bool:
     """Whether a block's first kernel is 3x1x1 in I3D: all of res2, even blocks of res3 and res4, odd ones of res5."""
     if stage == 2:
@@ -207,7 +213,7 @@ def build_model(config: ModelConfig) -> ResNet:
 
 def _conv(channels_in: int, channels_out: int, kernel: Size, stride: Size, norm: nn.Module) -> nn.Conv3d:
     """Convolution padded to keep the size at stride 1; the norm's beta serves as its bias, where there is a norm."""
-    padding = tuple(k // 2 for k in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Conv3d(channels_in, channels_out, kernel, stride, padding, bias=isinstance(norm, nn.Identity))
 
 

@@ -54,6 +54,7 @@ def group_norm(channels: int, *, groups: int = 32, channels_per_group: int | Non
         groups = channels // channels_per_group
     if channels % groups:
         raise UserError(
-            f"{groups} groups do not divide a layer's {channels} channels; lower model.groups or set model.channels_per_group"
+            f"{groups} groups do not divide a layer's {channels} channels; "
+            "lower model.groups or set model.channels_per_group"
         )
     return nn.GroupNorm(groups, channels)

@@ -1,0 +1,55 @@
+"""Pictures of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+from video_gn.engine.writers import read_log
+from video_gn.errors import UserError
+
+matplotlib.use("Agg")  # files only: no display is needed
+
+PANELS = (("epoch/train_top1_error", "training error (%)"), ("val/top1_error", "validation error, 1 clip (%)"))
+
+
+def plot_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Draw training and validation error against epochs, one curve a run, as Figures 4 and 7 do. Writes a PNG.
+
+    Raises:
+        UserError: a folder is not a run, or no epoch of it has ended.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for run in runs:
+        epochs = read_epochs(Path(run))
+        for axis, (name, _) in zip(axes, PANELS, strict=True):
+            points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=Path(run).name)
+    for axis, (_, title) in zip(axes, PANELS, strict=True):
+        axis.set(xlabel="epochs", ylabel=title, ylim=(0, None), xlim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+    return Path(out)
+
+
+def read_epochs(run: Path) -> list[dict[str, Any]]:
+    """The records of ended epochs in a run's log.jsonl.
+
+    Raises:
+        UserError: there is no log, or no epoch has ended.
+    """
+    try:
+        records = read_log(run)
+    except OSError:
+        raise UserError(f"{run}: no log.jsonl; name the folder of a run, such as runs/demo") from None
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    if not epochs:
+        raise UserError(f"{run}: no epoch has ended yet; wait for the first")
+    return epochs
