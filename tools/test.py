@@ -1,4 +1,4 @@
-"""Score a trained network: 10 clips a video, softmax averaged. Writes test_<protocol>.json and .csv to the run's folder.
+"""Score a trained network: 10 clips a video, softmax averaged. Writes test_<protocol>.json and .csv.
 
 python tools/test.py runs/demo/checkpoints/last.pt
 python tools/test.py runs/my_run/checkpoints/best.pt test.views=three data.root=/data/kinetics400

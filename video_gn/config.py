@@ -86,7 +86,7 @@ class DataConfig(Section):
             raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
         if self.crop > low:
             raise ValueError(
-                f"crop {self.crop} is larger than the smallest short side {low}; lower crop or raise short_side"
+                f"crop {self.crop} is larger than the smallest short side {low}; change one"
             )
         return self
 

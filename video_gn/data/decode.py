@@ -1,16 +1,20 @@
 """Decoding: a video file and frame indices in, uint8 RGB frames out. The only module that imports a decoder.
 
-Frame i is the i-th frame shown, after edit lists, of the stream that FFmpeg calls best, turned upright where the
-metadata say so. Opening a file counts its frames, where possible without decoding them. A decoder uses one
+Frame i is the i-th frame shown, after edit lists, of the stream that FFmpeg calls best, turned upright where
+the metadata say so. Opening a file counts its frames, where possible without decoding them. Decoders use one
 thread: loading is parallel over videos. What FFmpeg makes of a damaged frame counts as that frame.
 
-`auto` is torchcodec where it loads, and PyAV where it does not and for files that torchcodec cannot read. Limits:
+`auto` is torchcodec for MP4, MOV, Matroska and WebM where it loads, and PyAV for the rest and for files that
+torchcodec cannot read. Their limits:
 
-- torchcodec (needs FFmpeg's shared libraries) goes by the packets' timestamps. In MPEG-TS and in AVI with
-  B-frames it gives wrong frames, which is noticed on opening; in MPEG-PS it misses the last ones.
-- pyav: a file without true timestamps, or whose seeks land too late, is decoded from its start for each read.
-- decord (no wheel for arm64): no AV1; fails at widths of 16 and below; ignores edit lists, and repeats frames at
-  the end instead; gives WRONG frames after a seek in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS, most AVI.
+- torchcodec (needs FFmpeg's shared libraries) numbers frames by the packets' timestamps. In AVI, MPEG-PS and
+  MPEG-TS this goes wrong, so it may not read them here. It raises at the last frame of some open GOPs. It does
+  not notice a packet without a frame (dropped frames in MPEG-4), and takes the next one.
+- pyav: a file without true timestamps, or whose seeks land too late, is decoded from its start for each read;
+  a packet without a frame is noticed when it is come across.
+- decord (no wheel for arm64): no AV1; fails at widths of 16 and below; ignores edit lists, and repeats frames
+  at the end instead; gives WRONG frames after a seek in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS and
+  most AVI.
 """
 
 from __future__ import annotations
@@ -39,16 +43,17 @@ DECODERS = ("auto", "torchcodec", "pyav", "decord")
 
 _MODULES = {"torchcodec": "torchcodec.decoders", "pyav": "av", "decord": "decord"}
 _REMEDIES = {
-    "torchcodec": "`pip install torchcodec` to fit torch, with FFmpeg's shared libraries (`apt install ffmpeg`)",
+    "torchcodec": "`pip install torchcodec` and install FFmpeg's shared libraries (`apt install ffmpeg`)",
     "pyav": "`pip install av`",
     "decord": "`pip install decord` (it has no wheel for arm64)",
 }
+_MP4_OR_MATROSKA = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3", re.DOTALL)
 _CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
 
 
 class VideoError(Exception):
-    """A file that cannot be read (`path`, as it was given), or not all that was asked of it, and the `reason`."""
+    """A file (`path`, as given) that cannot be read, or not all that was asked of it, and the `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that it pickles
@@ -130,12 +135,14 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     """
     if decoder not in DECODERS:
         raise UserError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
-    if decoder == "auto" and _load("torchcodec") is None:
-        decoder = "pyav"
-    if decoder != "auto" and _load(decoder) is None:
-        raise UserError(f"decoder {decoder!r} cannot be loaded here; {_REMEDIES[decoder]}")
     path = os.fspath(path)
-    _check_file(path)
+    suits_torchcodec = _MP4_OR_MATROSKA.match(_head(path))
+    if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
+        decoder = "pyav"
+    if decoder != "auto" and not _load(decoder):
+        raise UserError(f"decoder {decoder!r} cannot be loaded here; {_REMEDIES[decoder]}")
+    if decoder == "torchcodec" and not suits_torchcodec:
+        raise VideoError(path, "torchcodec is right in MP4, MOV, Matroska and WebM only; use auto or pyav")
     readers: dict[str, Callable[[str], VideoReader]] = {
         "auto": _AutoReader,
         "torchcodec": _TorchcodecReader,
@@ -158,17 +165,20 @@ def _load(decoder: str) -> Any:
     return None if getattr(package, "ffmpeg_major_version", 0) is None else module
 
 
-def _check_file(path: str) -> None:
+def _head(path: str) -> bytes:
+    """The file's first bytes; VideoError where there are none."""
     try:
-        size = os.stat(path).st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
     except FileNotFoundError:
         raise VideoError(path, "no such file") from None
+    except IsADirectoryError:
+        raise VideoError(path, "is a folder, not a video") from None
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from error
-    if os.path.isdir(path):
-        raise VideoError(path, "is a folder, not a video")
-    if size == 0:
+    if not head:
         raise VideoError(path, "empty file (0 bytes)")
+    return head
 
 
 @contextmanager
@@ -236,7 +246,7 @@ class _TorchcodecReader(VideoReader):
         with self._errors():
             self._video = _load("torchcodec").VideoDecoder(os.path.abspath(path), **options)
             first = self._video.get_frame_at(0)
-        # Where it goes by wrong timestamps, the first frame it gives is not the first one it has counted.
+        # Where the timestamps are not those of the frames, this frame is not the first one it has counted.
         seen, counted = first.pts_seconds, self._video.metadata.begin_stream_seconds
         if abs(seen - counted) > 1e-6:
             raise VideoError(path, f"the first frame comes at {seen:.3f} s, should at {counted:.3f} s")
@@ -265,8 +275,8 @@ class _OutOfStep(Exception):
 class _PyAVReader(VideoReader):
     """Seeks by the packets' timestamps as long as the frames that come out bear them, one by one.
 
-    Where timestamps are missing, repeated or those of decoding (AVI), or where frames get lost, frame i is the
-    i-th that comes out when the file is decoded from its start.
+    Where timestamps are missing, repeated or those of decoding (AVI), and where frames get lost, frame i is
+    the i-th that comes out when the file is decoded from its start.
     """
 
     decoder = "pyav"

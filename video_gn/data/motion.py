@@ -82,10 +82,8 @@ def draw_track(label: int, rng: np.random.Generator, num_frames: int) -> Track:
     time = np.arange(num_frames, dtype=np.float64)
     o, line = 0 * time, speed * time
     swing = 2 * math.pi * sign * time / period + phase
-    cosine, sine = (
-        amplitude * (np.cos(swing) - math.cos(phase)),
-        amplitude * (np.sin(swing) - math.sin(phase)),
-    )
+    cosine = amplitude * (np.cos(swing) - math.cos(phase))  # starts at 0, wherever the swing does
+    sine = amplitude * (np.sin(swing) - math.sin(phase))
     dx, dy, dangle, dfill = {
         "up": (o, -line, o, o),
         "down": (o, line, o, o),

@@ -10,8 +10,8 @@ from video_gn.config import OptimConfig
 def rate_factor(optim: OptimConfig, epoch: float, epochs: float) -> float:
     """What the base rate is multiplied by at a fractional epoch of a run of `epochs`.
 
-    `steps`: times `decay` at each milestone reached. `cosine`: from 1 to 0. During the warm-up the result rises linearly
-    from `warmup_start` times to once the schedule's own value.
+    `steps`: times `decay` at each milestone reached. `cosine`: from 1 to 0. During the warm-up the result rises
+    linearly from `warmup_start` times to once the schedule's own value.
     """
     if optim.schedule == "steps":
         factor = optim.decay ** sum(epoch >= milestone for milestone in optim.milestones)

@@ -104,8 +104,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
     unreadable = {index: reason for share in shares for index, reason in share[1].items()}
     rate = sum(share[2] for share in shares) / seconds
     result = _result(path, state["step"], config, records, scores, unreadable, rate, seconds)
-    folder = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else path.resolve().parent
-    _write(folder, result, records, scores, unreadable, config.model.num_classes)
+    _write(_run_folder(path), result, records, scores, unreadable, config.model.num_classes)
     return result
 
 
@@ -174,6 +173,22 @@ def protocol(config: Config) -> str:
 def result_path(folder: Path, protocol: str, suffix: str) -> Path:
     """test_<protocol>.json or .csv at the top of a run's folder, blanks in the protocol's name as underscores."""
     return folder / f"test_{protocol.replace(' ', '_')}{suffix}"
+
+
+def finished_result(checkpoint_path: Path, config: Config) -> TestResult | None:
+    """The result on disk of the same checkpoint and test, if it is newer than the checkpoint; else None."""
+    path = result_path(_run_folder(checkpoint_path), protocol(config), ".json")
+    if not path.exists() or path.stat().st_mtime < checkpoint_path.stat().st_mtime:
+        return None
+    result = TestResult(**json.loads(path.read_text(encoding="utf-8")))
+    same = result.checkpoint == checkpoint_path.name and result.config == config.model_dump(mode="json")
+    return result if same else None
+
+
+def _run_folder(checkpoint_path: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to; a checkpoint on its own is tested into its own folder."""
+    folder = checkpoint_path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _check_unreadable(result: TestResult, config: Config) -> None:

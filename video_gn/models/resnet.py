@@ -161,7 +161,8 @@ class ResNet(nn.Module):
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
         """gamma and beta of every norm, whatever its class."""
-        for part in (self.stem, *self.blocks()):
+        parts: list[Stem | Bottleneck] = [self.stem, *self.blocks()]
+        for part in parts:
             for norm in part.norms():
                 yield from norm.parameters()
 

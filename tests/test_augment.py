@@ -1,0 +1,277 @@
+"""Views, their boxes by hand, and their pixels against torchvision's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from video_gn.data.augment import Box, View, cut, eval_views, gather_clips, random_view, render
+
+RULE = settings(max_examples=50, deadline=None)
+SIZES = st.one_of(st.integers(1, 700), st.integers(1, 8), st.integers(1, 8000))
+SEEDS = st.integers(0, 2**32 - 1)
+MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.225, 0.25)  # unequal: channels must not be exchanged
+
+
+def pixels(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Frames of noise, uint8 (count, height, width, 3)."""
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+
+
+def inside(box: Box, height: int, width: int) -> bool:
+    top, left, box_height, box_width = box
+    return (
+        0 <= top < top + box_height <= height
+        and 0 <= left < left + box_width <= width
+        and all(type(value) is int for value in box)
+    )
+
+
+def boxes(views: list[View]) -> list[Box]:
+    return [view.box for view in views]
+
+
+@given(SIZES, SIZES, st.integers(1, 256), st.integers(0, 60), st.integers(0, 64), SEEDS)
+@RULE
+def test_a_random_view_lies_inside(height: int, width: int, crop: int, more: int, span: int, seed: int) -> None:
+    low = crop + more
+    view = random_view(height, width, crop, (low, low + span), 0.5, np.random.default_rng(seed))
+    assert inside(view.box, height, width)
+    assert (view.height, view.width) == (crop, crop)
+    # a square of the source, whose side is the crop's part of a short side of low ... low + span
+    short = min(height, width)
+    assert view.box[2] == view.box[3]
+    assert view.box[2] <= max(crop * short / low + 0.5001, 1)
+    assert view.box[2] >= crop * short / (low + span) - 0.5001
+
+
+@given(SIZES, SIZES, st.sampled_from(["center", "three", "full"]), st.integers(1, 256), st.integers(0, 60))
+@RULE
+def test_test_views_lie_inside(height: int, width: int, kind: str, crop: int, more: int) -> None:
+    views = eval_views(kind, height, width, crop, crop + more)
+    assert len(views) == (3 if kind == "three" else 1)
+    assert all(inside(view.box, height, width) and not view.flip for view in views)
+    assert len({(view.height, view.width) for view in views}) == 1  # stackable
+
+
+def test_the_scale_is_a_uniform_integer_ends_included() -> None:
+    """In a huge source, the side crop * short / s of the box tells the scale s to the last digit."""
+    rng = np.random.default_rng(0)
+    short = 100_000
+    views = [random_view(short, short, 224, (256, 320), 0.5, rng) for _ in range(65 * 100)]
+    counts = Counter(224 * short / view.box[2] for view in views)
+    scales = Counter(round(value) for value in counts.elements())
+    assert all(abs(value - round(value)) < 0.01 for value in counts)
+    assert sorted(scales) == list(range(256, 321))
+    assert all(abs(count - 100) < 5 * 10 for count in scales.values())
+
+
+@pytest.mark.parametrize(("height", "width", "last"), [(256, 340, (32, 116)), (340, 256, (116, 32))])
+def test_corners_are_uniform_ends_included(height: int, width: int, last: tuple[int, int]) -> None:
+    """At the source's own scale: top in 0 ... 256 - 224 and left in 0 ... 340 - 224, or the other way round."""
+    rng = np.random.default_rng(0)
+    views = [random_view(height, width, 224, (256, 256), 0.5, rng) for _ in range(6000)]
+    assert {view.box[2:] for view in views} == {(224, 224)}
+    for axis in (0, 1):
+        counts = Counter(view.box[axis] for view in views)
+        assert sorted(counts) == list(range(last[axis] + 1))
+        expected = 6000 / (last[axis] + 1)
+        assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
+    tops, lefts = zip(*(view.box[:2] for view in views), strict=True)
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.07  # drawn apart from each other
+
+
+def test_the_scaled_window_reaches_every_edge_of_the_source() -> None:
+    """A source of half the size: the box is 112 pixels, and its last corners are those of the last windows."""
+    rng = np.random.default_rng(0)
+    views = [random_view(128, 170, 224, (256, 256), 0.5, rng) for _ in range(3000)]
+    assert {view.box[2:] for view in views} == {(112, 112)}
+    assert {view.box[0] for view in views} == set(range(17))
+    assert {view.box[1] for view in views} == set(range(59))
+
+
+def test_the_whole_short_side_may_be_the_crop() -> None:
+    view = random_view(256, 340, 256, (256, 256), 0, np.random.default_rng(0))
+    assert (view.box[0], view.box[2], view.box[3]) == (0, 256, 256)
+
+
+@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (1.0, 1000, 1000), (0.5, 420, 580), (0.1, 50, 150)])
+def test_flips_by_chance(flip: float, low: int, high: int) -> None:
+    rng = np.random.default_rng(0)
+    flips = [random_view(40, 50, 16, (20, 30), flip, rng).flip for _ in range(1000)]
+    assert all(type(value) is bool for value in flips)
+    assert low <= sum(flips) <= high
+
+
+def test_the_flip_probability_leaves_the_box_alone() -> None:
+    views = [random_view(240, 320, 112, (128, 160), flip, np.random.default_rng(5)) for flip in (0.0, 1.0)]
+    assert views[0].box == views[1].box
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (256, 340, (16, 58, 224, 224)),
+        (340, 256, (58, 16, 224, 224)),
+        # 129 -> 256 scales by 1.98450: 339 x 256, corners (57, 16) -> 28.72, 8.06, side 224 -> 112.9
+        (129, 171, (8, 29, 113, 113)),
+        (171, 129, (29, 8, 113, 113)),
+        (512, 512, (32, 32, 448, 448)),
+        (256, 256, (16, 16, 224, 224)),
+    ],
+)
+def test_center_view(height: int, width: int, box: Box) -> None:
+    assert eval_views("center", height, width, 224, 256) == [View(box, 224, 224, flip=False)]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        # 340 - 256 = 84: offsets 0, 42, 84 along the longer side
+        (256, 340, [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]),
+        (340, 256, [(0, 0, 256, 256), (42, 0, 256, 256), (84, 0, 256, 256)]),
+        # 85: offsets 0, 42, 84, one pixel short of the end
+        (256, 341, [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]),
+        # 339 at short side 256: offsets 0, 41, 82 of the scaled frame are 0, 20.66, 41.32 of the source
+        (129, 171, [(0, 0, 129, 129), (0, 21, 129, 129), (0, 41, 129, 129)]),
+        (171, 129, [(0, 0, 129, 129), (21, 0, 129, 129), (41, 0, 129, 129)]),
+        (300, 300, [(0, 0, 300, 300)] * 3),
+        (512, 1024, [(0, 0, 512, 512), (0, 256, 512, 512), (0, 512, 512, 512)]),
+    ],
+)
+def test_three_views(height: int, width: int, expected: list[Box]) -> None:
+    assert eval_views("three", height, width, 224, 256) == [View(box, 256, 256, flip=False) for box in expected]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scaled"),
+    [
+        (256, 340, (256, 340)),
+        (340, 256, (340, 256)),
+        (129, 171, (256, 339)),  # 171 * 256 / 129 = 339.35
+        (171, 129, (339, 256)),
+        (1080, 1920, (256, 455)),  # 455.11
+        (3, 3, (256, 256)),
+    ],
+)
+def test_full_view(height: int, width: int, scaled: tuple[int, int]) -> None:
+    assert eval_views("full", height, width, 224, 256) == [View((0, 0, height, width), *scaled, flip=False)]
+
+
+@given(st.data(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 4))
+@RULE
+def test_cut_views_address_the_same_pixels(data: st.DataObject, height: int, width: int, count: int) -> None:
+    def draw_box() -> Box:
+        top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+        return top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+
+    views = [View(draw_box(), 5, 6, flip=data.draw(st.booleans())) for _ in range(count)]
+    (top, left, box_height, box_width), moved = cut(views)
+    frame = np.arange(height * width).reshape(height, width)
+    enclosed = frame[top : top + box_height, left : left + box_width]
+    touched = np.zeros_like(frame, dtype=bool)
+    for view, relative in zip(views, moved, strict=True):
+        (t, u, h, w), (rt, ru, rh, rw) = view.box, relative.box
+        assert inside(relative.box, box_height, box_width)
+        np.testing.assert_array_equal(enclosed[rt : rt + rh, ru : ru + rw], frame[t : t + h, u : u + w])
+        assert (relative.height, relative.width, relative.flip) == (view.height, view.width, view.flip)
+        touched[t : t + h, u : u + w] = True
+    rows, columns = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
+    assert (top, top + box_height - 1) == (rows[0], rows[-1])  # and not more than they enclose
+    assert (left, left + box_width - 1) == (columns[0], columns[-1])
+
+
+def reference(frames: Tensor, view: View) -> Tensor:
+    """The view by torchvision, float32 (U, height, width, 3)."""
+    images = frames.permute(0, 3, 1, 2).float() / 255
+    images = tv.resized_crop(images, *view.box, [view.height, view.width], antialias=True)
+    if view.flip:
+        images = tv.hflip(images)
+    return tv.normalize(images, list(MEAN), list(STD)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((0, 0, 40, 52), (17, 23)),  # down: antialiased
+        ((3, 7, 20, 31), (41, 60)),  # up
+        ((5, 1, 30, 12), (10, 24)),  # both
+        ((9, 9, 16, 16), (16, 16)),  # as it is
+        ((9, 9, 16, 16), (16, 20)),  # one side as it is
+        ((39, 51, 1, 1), (4, 4)),
+    ],
+)
+def test_render_is_torchvisions_crop_resize_flip_and_normalize(box: Box, size: tuple[int, int], flip: bool) -> None:
+    frames = pixels(3, 40, 52)
+    view = View(box, *size, flip=flip)
+    rendered = render(frames, [view], MEAN, STD)
+    assert rendered.shape == (1, 3, *size, 3)
+    assert rendered.dtype == torch.float32
+    torch.testing.assert_close(rendered[0], reference(frames, view), rtol=0, atol=2e-5)
+
+
+def test_render_stacks_views_in_their_order() -> None:
+    frames = pixels(2, 40, 52)
+    views = [View((0, 0, 30, 30), 12, 12), View((4, 20, 30, 30), 12, 12, flip=True), View((10, 0, 8, 8), 12, 12)]
+    rendered = render(frames, views, MEAN, STD)
+    torch.testing.assert_close(rendered, torch.stack([reference(frames, v) for v in views]), rtol=0, atol=2e-5)
+
+
+def test_a_view_at_its_own_size_is_the_exact_pixels() -> None:
+    frames = pixels(2, 9, 11)
+    rendered = render(frames, [View((2, 3, 5, 6), 5, 6)], (0, 0, 0), (1 / 255,) * 3)
+    assert torch.equal(rendered[0].round().to(torch.uint8), frames[:, 2:7, 3:9])
+    torch.testing.assert_close(rendered[0], frames[:, 2:7, 3:9].float(), rtol=1e-6, atol=0)
+
+
+def test_the_baselines_mean_and_deviation_are_of_255() -> None:
+    """0.45 and 0.225 of [0, 1] are 114.75 and 57.375 of 255: level 172 is (172 - 114.75) / 57.375."""
+    frames = torch.full((1, 2, 2, 3), 172, dtype=torch.uint8)
+    rendered = render(frames, [View((0, 0, 2, 2), 2, 2)], (0.45,) * 3, (0.225,) * 3)
+    torch.testing.assert_close(rendered, torch.full_like(rendered, 57.25 / 57.375))
+
+
+def test_render_leaves_its_input_alone() -> None:
+    frames = pixels(1, 6, 6)
+    before = frames.clone()
+    render(frames, [View((0, 0, 6, 6), 6, 6), View((0, 0, 6, 6), 6, 6, flip=True)], MEAN, STD)
+    assert torch.equal(frames, before)
+
+
+def test_three_views_of_a_wide_frame_show_what_the_baseline_crops() -> None:
+    """Resize the frame, then crop at {0, 1, 2} * ((L - 256) // 2): the same as cropping first, up to rounding.
+
+    On a smooth picture: the order of crop and resize only moves a view by half a source pixel.
+    """
+    y, x = torch.meshgrid(torch.linspace(0, 1, 200), torch.linspace(0, 1, 300), indexing="ij")
+    frame = torch.stack([x, y, (x + y) / 2], -1).mul(255).round().to(torch.uint8)[None]
+    scaled = tv.resize(frame.permute(0, 3, 1, 2).float() / 255, [64, 96], antialias=True)
+    rendered = render(frame, eval_views("three", 200, 300, 56, 64), (0, 0, 0), (1, 1, 1))
+    for view, left in zip(rendered[:, 0], (0, 16, 32), strict=True):
+        expected = scaled[0, :, :, left : left + 64].permute(1, 2, 0)
+        torch.testing.assert_close(view, expected, rtol=0, atol=0.01)
+
+
+def test_gather_clips_layout_and_content() -> None:
+    """Clip n = v K + k has frames[v, indices[k, t], y, x, c] at [n, c, t, y, x]."""
+    frames = torch.arange(2 * 5 * 3 * 4 * 3, dtype=torch.float32).reshape(2, 5, 3, 4, 3)
+    indices = torch.tensor([[0, 1, 2, 3], [4, 4, 4, 4], [3, 0, 3, 1]])
+    clips = gather_clips(frames, indices)
+    assert clips.shape == (6, 3, 4, 3, 4)
+    assert clips.is_contiguous(memory_format=torch.channels_last_3d)
+    expected = np.stack([frames.numpy()[v, indices[k].numpy()] for v in range(2) for k in range(3)])
+    np.testing.assert_array_equal(clips.numpy(), np.moveaxis(expected, -1, 1))
+
+
+def test_gather_one_clip_is_channels_last_too() -> None:
+    clips = gather_clips(torch.randn(1, 2, 5, 6, 3), torch.tensor([[1, 0]]))
+    assert clips.shape == (1, 3, 2, 5, 6)
+    assert clips.is_contiguous(memory_format=torch.channels_last_3d)

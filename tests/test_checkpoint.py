@@ -1,0 +1,259 @@
+"""Checkpoints: kills, damage, full disks and foreign files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from video_gn.engine import checkpoint as ckpt
+from video_gn.errors import UserError
+
+NAMES = {"last.pt", "previous.pt"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of the code may catch it."""
+
+
+def state(step: int, size: int = 3) -> ckpt.Checkpoint:
+    optimizer = {"state": {0: {"momentum_buffer": torch.full((size,), step / 2)}}, "param_groups": [{"lr": 0.1}]}
+    weights = {"weight": torch.full((size,), float(step))}
+    return {"model": weights, "optimizer": optimizer, "step": step, "best_error": 50.0, "config": {"seed": 0}}
+
+
+def last_step(folder: Path) -> int:
+    """Step of what a run goes on from, after checking that it is whole."""
+    loaded = ckpt.load_last(folder, warn=lambda text: None)
+    assert loaded is not None
+    assert loaded["model"]["weight"].tolist() == [loaded["step"]] * 3
+    return loaded["step"]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let the kernel refuse to make files larger than `size` bytes, as it does when a disk is full."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    ckpt.save(tmp_path / "best.pt", state(7))
+    loaded = ckpt.load(tmp_path / "best.pt")
+    assert (loaded["step"], loaded["best_error"], loaded["config"]) == (7, 50.0, {"seed": 0})
+    assert loaded["model"]["weight"].tolist() == [7, 7, 7]
+    assert loaded["optimizer"]["state"][0]["momentum_buffer"].tolist() == [3.5, 3.5, 3.5]
+    assert names(tmp_path) == {"best.pt"}
+
+
+def test_save_last_keeps_the_one_before(tmp_path: Path) -> None:
+    assert ckpt.load_last(tmp_path, warn=pytest.fail) is None
+    for step in (1, 2, 3):
+        ckpt.save_last(tmp_path, state(step))
+        assert last_step(tmp_path) == step
+    assert names(tmp_path) == NAMES
+    assert ckpt.load(tmp_path / "previous.pt")["step"] == 2
+
+
+@pytest.mark.parametrize(("call", "found"), [("fsync 1", 2), ("replace 1", 2), ("replace 2", 2), ("fsync 2", 3)])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_leaves_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, found: int, after: bool
+) -> None:
+    """A kill right before or right after each step that makes something durable."""
+    ckpt.save_last(tmp_path, state(1))
+    ckpt.save_last(tmp_path, state(2))
+    counts = {"fsync": 0, "replace": 0}
+
+    def dying(name: str, real: Callable[..., object]) -> Callable[..., None]:
+        def function(*arguments: Any) -> None:
+            counts[name] += 1
+            fatal = call == f"{name} {counts[name]}"
+            if fatal and not after:
+                raise Killed
+            real(*arguments)
+            if fatal:
+                raise Killed
+
+        return function
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dying("fsync", os.fsync))
+        patch.setattr(os, "replace", dying("replace", os.replace))
+        with pytest.raises(Killed):
+            ckpt.save_last(tmp_path, state(3))
+    if call == "replace 2" and after:
+        found = 3
+    assert last_step(tmp_path) == found
+    ckpt.save_last(tmp_path, state(4))
+    assert last_step(tmp_path) == 4
+    assert ckpt.load(tmp_path / "previous.pt")["step"] == found
+    assert names(tmp_path) == NAMES
+
+
+def test_a_kill_while_writing(tmp_path: Path) -> None:
+    ckpt.save_last(tmp_path, state(1))
+    whole = (tmp_path / "last.pt").read_bytes()
+
+    class Fatal:
+        def __reduce__(self) -> Any:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ckpt.save_last(tmp_path, {**state(2), "extra": Fatal()})
+    assert (tmp_path / "last.pt").read_bytes() == whole
+    ckpt.save_last(tmp_path, state(3))
+    assert last_step(tmp_path) == 3
+    assert names(tmp_path) == NAMES
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({**state(9), "model": Bomb(path.parent / "ran")}))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "last byte lost": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "random": lambda path: path.write_bytes(bytes(7 * i * i % 251 for i in range(3000))),
+    "text": lambda path: path.write_text("<html>404</html>"),
+    "code": pickled,
+    "code in torch's format": lambda path: torch.save({**state(9), "model": Bomb(path.parent / "ran")}, path),
+    "a list": lambda path: torch.save([1, 2], path),
+    "no step": lambda path: torch.save({"model": {}, "config": {}}, path),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_last_one_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    ckpt.save_last(tmp_path, state(1))
+    ckpt.save_last(tmp_path, state(2))
+    DAMAGES[damage](tmp_path / "last.pt")
+    warnings: list[str] = []
+    loaded = ckpt.load_last(tmp_path, warnings.append)
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: {tmp_path / 'last.pt'}: ")
+    assert "\n" not in warnings[0]
+    assert not (tmp_path / "ran").exists()
+
+    DAMAGES[damage](tmp_path / "previous.pt")
+    with pytest.raises(UserError, match="no checkpoint is whole; start again in another output_dir"):
+        ckpt.load_last(tmp_path, warnings.append)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_bomb_works(tmp_path: Path) -> None:
+    """Else the tests above prove nothing."""
+    pickled(tmp_path / "bomb.pt")
+    pickle.loads((tmp_path / "bomb.pt").read_bytes())
+    assert (tmp_path / "ran").is_dir()
+
+
+def test_after_a_kill_the_one_before_alone_is_found(tmp_path: Path) -> None:
+    ckpt.save_last(tmp_path, state(1))
+    (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+    (tmp_path / ".last.pt.tmp").write_bytes(b"PK half")
+    assert last_step(tmp_path) == 1
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"best\.pt: no such checkpoint; .*runs/NAME/checkpoints/"):
+        ckpt.load(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.1, 0.5, 0.999])
+def test_a_full_disk_while_writing(tmp_path: Path, part: float) -> None:
+    """torch.save turns a write that fails in the middle into a RuntimeError: that is a full disk as well."""
+    ckpt.save_last(tmp_path, state(1, size=100_000))
+    before = (tmp_path / "last.pt").read_bytes()
+    with files_up_to(int(part * len(before))), pytest.raises(UserError) as caught:
+        ckpt.save_last(tmp_path, state(2, size=100_000))
+    assert "last.pt: cannot be written" in str(caught.value)
+    assert "free space" in str(caught.value)
+    assert names(tmp_path) == {"last.pt"}
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_full_disk_at_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ckpt.save(tmp_path / "best.pt", state(1))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"best\.pt: cannot be written \(No space left on device\); free space"):
+            ckpt.save(tmp_path / "best.pt", state(2))
+    assert names(tmp_path) == {"best.pt"}
+    assert ckpt.load(tmp_path / "best.pt")["step"] == 1
+
+
+def test_text_in_one_move(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    ckpt.write_text(path, "seed: 0\n")
+    with files_up_to(1000), pytest.raises(UserError, match="cannot be written"):
+        ckpt.write_text(path, "x" * 5000)
+    assert path.read_bytes() == b"seed: 0\n"
+    ckpt.write_text(path, "ü\n")
+    assert path.read_bytes() == b"\xc3\xbc\n"
+    assert names(tmp_path) == {"config.yaml"}
+    with pytest.raises(UserError, match="cannot be written"):
+        ckpt.write_text(tmp_path / "absent" / "config.yaml", "")
+
+
+def test_weights_are_loaded() -> None:
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    ckpt.load_model(target, {"model": source.state_dict()}, "best.pt")
+    assert torch.equal(source.weight, target.weight)
+    assert torch.equal(source.bias, target.bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": None}, "(bias is missing in the checkpoint)"),
+        ({"gamma": torch.ones(2)}, "(gamma is missing in the configured model)"),
+        ({"weight": torch.ones(2, 4)}, "(weight is [2, 4], configured [2, 3])"),
+        ({"weight": torch.ones(3)}, "(weight is [3], configured [2, 3])"),
+    ],
+)
+def test_weights_of_another_network(change: dict[str, torch.Tensor | None], message: str) -> None:
+    model = nn.Linear(3, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2), **change}
+    weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    with pytest.raises(UserError) as caught:
+        ckpt.load_model(model, {"model": weights}, "best.pt")
+    assert str(caught.value) == f"best.pt: weights of another network {message}; match the model section"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,427 @@
+"""Clips of real, losslessly coded videos whose every pixel says which frame, row and column it is."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from video_gn.data import dataset as module
+from video_gn.data.augment import View
+from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips, epoch_order
+from video_gn.data.decode import VideoError
+from video_gn.data.lists import Record
+
+av = pytest.importorskip("av")
+
+HEIGHT, WIDTH = 48, 64
+LENGTHS = {"long.mkv": 60, "middle.mkv": 37, "short.mkv": 5, "still.mkv": 1, "spare.mkv": 44}
+SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
+
+
+def write_video(path: Path, length: int) -> None:
+    """Frame i has red i, green row, blue column; FFV1 in RGB is lossless."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "bgr0"
+        for i in range(length):
+            image = np.stack([np.full_like(rows, i), rows, columns], -1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name, length in LENGTHS.items():
+        write_video(folder / name, length)
+    (folder / "broken.mkv").write_bytes(b"not a video" * 99)
+    (folder / "empty.mkv").write_bytes(b"")
+    return folder
+
+
+def records(*names: str) -> list[Record]:
+    """Labels 10, 11, ... in the order of the names."""
+    return [Record(name, 10 + i) for i, name in enumerate(names)]
+
+
+ALL = records(*LENGTHS)
+
+
+def train(folder: Path, listed: Sequence[Record] = ALL, **changes: Any) -> TrainClips:
+    options: dict[str, Any] = {"seed": 0, "max_unreadable": 2, **changes}
+    return TrainClips(listed, str(folder), options.pop("decoder", "pyav"), options.pop("spec", SPEC), **options)
+
+
+def all_clips(folder: Path, listed: Sequence[Record] = ALL, **changes: Any) -> module.TestClips:
+    options: dict[str, Any] = {"views": "full", "clips": 3, "clip_starts": "spread", "short_side": 48, **changes}
+    return module.TestClips(listed, str(folder), "pyav", options.pop("spec", SPEC), **options)
+
+
+def shown(clips: Clips) -> list[list[int]]:
+    """Frame numbers of each clip as its pixels tell them."""
+    red = clips.frames[..., 0]
+    assert bool((red == red[:, :1, :1]).all())
+    return red[:, 0, 0][torch.from_numpy(clips.clip_indices)].tolist()
+
+
+def place(clips: Clips) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the cut in the source as the pixels tell it; each frame has the same."""
+    height, width = clips.frames.shape[1:3]
+    top, left = clips.frames[0, 0, 0, 1:].tolist()
+    rows, columns = np.mgrid[top : top + height, left : left + width]
+    assert (clips.frames[..., 1].numpy() == rows).all()
+    assert (clips.frames[..., 2].numpy() == columns).all()
+    return top, left, height, width
+
+
+def same(one: Clips, other: Clips) -> bool:
+    return (
+        (one.index, one.label, one.views) == (other.index, other.label, other.views)
+        and torch.equal(one.frames, other.frames)
+        and np.array_equal(one.clip_indices, other.clip_indices)
+    )
+
+
+def check_random_clip(clips: Clips, spec: ClipSpec, length: int) -> int:
+    """A clip by the rules of training. Returns its start."""
+    (frames,) = shown(clips)
+    start = frames[0]
+    assert frames == [(start + i * spec.stride) % length for i in range(spec.frames)]
+    assert start == 0 if length <= spec.frames * spec.stride else start + spec.frames * spec.stride <= length
+    assert clips.clip_indices.shape == (1, spec.frames)
+    assert clips.clip_indices.dtype == np.int64
+    assert clips.frames.dtype == torch.uint8
+    assert len(clips.frames) == len(set(frames))  # each frame once
+    _, _, height, width = place(clips)
+    low, high = spec.short_side
+    assert height == width
+    assert round(HEIGHT * spec.crop / high) <= height <= round(HEIGHT * spec.crop / low)
+    assert [view.box for view in clips.views] == [(0, 0, height, width)]  # the cut is what the view needs
+    assert {(view.height, view.width) for view in clips.views} == {(spec.crop, spec.crop)}
+    assert clips.unreadable == ()
+    return start
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "auto"])
+def test_training_clips_show_the_frames_they_should(folder: Path, decoder: str) -> None:
+    clips = train(folder, decoder=decoder)
+    assert len(clips) == 5
+    for epoch in range(3):
+        order = epoch_order(5, 0, epoch)
+        for position in range(5):
+            item = clips[epoch, position]
+            assert item.index == order[position]
+            assert item.label == 10 + item.index
+            check_random_clip(item, SPEC, LENGTHS[ALL[item.index].path])
+
+
+def test_training_reaches_every_valid_start_and_both_flips(folder: Path) -> None:
+    """11 frames, clips of 4 x 2: starts 0 ... 3."""
+    write_video(folder / "eleven.mkv", 11)
+    clips = train(folder, records("eleven.mkv"))
+    items = [clips[epoch, 0] for epoch in range(60)]
+    assert {check_random_clip(item, SPEC, 11) for item in items} == {0, 1, 2, 3}
+    assert {item.views[0].flip for item in items} == {False, True}
+    assert len({place(item) for item in items}) > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "stride", "expected"),
+    [
+        ("short.mkv", 4, 2, [0, 2, 4, 1]),  # 5 frames wrap
+        ("short.mkv", 8, 3, [0, 3, 1, 4, 2, 0, 3, 1]),
+        ("still.mkv", 4, 2, [0, 0, 0, 0]),
+    ],
+)
+def test_short_videos_wrap(folder: Path, name: str, frames: int, stride: int, expected: list[int]) -> None:
+    spec = ClipSpec(frames, stride, 32, (36, 48), 0.5)
+    item = train(folder, records(name), spec=spec)[0, 0]
+    assert shown(item) == [expected]
+    assert len(item.frames) == len(set(expected))
+    val = ValClips(records(name), str(folder), "pyav", spec, seed=0)[0]
+    assert shown(val) == [expected]
+
+
+def test_stride_0_repeats_one_frame(folder: Path) -> None:
+    spec = ClipSpec(4, 0, 32, (36, 48), 0.5)
+    clips = train(folder, records("short.mkv"), spec=spec)
+    seen = set()
+    for epoch in range(40):
+        (frames,) = shown(item := clips[epoch, 0])
+        assert len(set(frames)) == len(item.frames) == 1
+        seen.add(frames[0])
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_clips_are_a_function_of_seed_epoch_and_video(folder: Path) -> None:
+    """Whatever was read before, and wherever the video stands in the epoch's order or the process."""
+    first = train(folder)
+    items = {(epoch, first[epoch, p].index): first[epoch, p] for epoch in range(2) for p in range(5)}
+    second = train(folder)
+    for epoch, position in [(1, 4), (0, 2), (1, 0), (0, 0)]:
+        item = second[epoch, position]
+        assert same(item, items[epoch, item.index])
+
+
+def test_other_epochs_and_seeds_give_other_clips(folder: Path) -> None:
+    listed = records("long.mkv")  # one video: only the draw can differ
+    drawn = [train(folder, listed, seed=seed)[epoch, 0] for seed in (0, 1) for epoch in range(6)]
+    assert len({(shown(item)[0][0], place(item), item.views[0].flip) for item in drawn}) == 12
+
+
+def test_videos_of_one_epoch_are_drawn_apart(folder: Path) -> None:
+    """The same file under many indices: starts, boxes and flips are not copies of each other."""
+    listed = [Record("long.mkv", label) for label in range(12)]
+    clips = train(folder, listed)
+    drawn = [clips[0, position] for position in range(12)]
+    assert sorted(item.index for item in drawn) == list(range(12))
+    assert len({(shown(item)[0][0], place(item)) for item in drawn}) == 12
+
+
+def test_validation_clips_follow_the_rules_and_never_change(folder: Path) -> None:
+    clips = ValClips(ALL, str(folder), "pyav", SPEC, seed=0)
+    again = ValClips(ALL, str(folder), "pyav", SPEC, seed=0)
+    other = ValClips(ALL, str(folder), "pyav", SPEC, seed=1)
+    assert len(clips) == 5
+    for index in (4, 1, 0, 3, 2):
+        item = clips[index]
+        assert (item.index, item.label) == (index, 10 + index)
+        check_random_clip(item, SPEC, LENGTHS[ALL[index].path])
+        assert same(item, again[index])
+    assert not all(same(clips[index], other[index]) for index in range(5))
+    assert not all(same(clips[index], train(folder)[0, p]) for p, index in enumerate(epoch_order(5, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "mode", "starts"),
+    [
+        ("long.mkv", 3, "spread", [0, 26, 52]),  # 60 - 4 * 2 = 52
+        ("long.mkv", 1, "spread", [26]),
+        ("long.mkv", 3, "baseline", [0, 20, 40]),
+        ("middle.mkv", 4, "spread", [0, 10, 19, 29]),  # 9.67, 19.33
+        ("short.mkv", 3, "spread", [0, 1, 3]),  # floor(5 k / 3)
+        ("still.mkv", 2, "spread", [0, 0]),
+        ("middle.mkv", 10, "baseline", [0, 3, 7, 11, 14, 18, 22, 25, 29, 33]),
+    ],
+)
+def test_test_clips_show_the_frames_they_should(
+    folder: Path, name: str, count: int, mode: str, starts: list[int]
+) -> None:
+    item = all_clips(folder, records("still.mkv", name)[1:], clips=count, clip_starts=mode)[0]
+    expected = [[(start + i * 2) % LENGTHS[name] for i in range(4)] for start in starts]
+    assert shown(item) == expected
+    assert item.clip_indices.shape == (count, 4)
+    assert item.clip_indices.dtype == np.int64
+    assert len(item.frames) == len({frame for clip in expected for frame in clip})  # each frame once
+    assert (item.index, item.label, item.unreadable) == (0, 11, ())
+
+
+@pytest.mark.parametrize(
+    ("views", "cut", "expected"),
+    [
+        ("full", (0, 0, 48, 64), [View((0, 0, 48, 64), 36, 48)]),
+        # at short side 36 the frame is 36 x 48; a crop of 32 at (2, 8) is 43 pixels at (3, 11) of the source
+        ("center", (3, 11, 43, 43), [View((0, 0, 43, 43), 32, 32)]),
+        # 36 x 36 at 0, 6, 12 is 48 x 48 at 0, 8, 16
+        ("three", (0, 0, 48, 64), [View((0, left, 48, 48), 36, 36) for left in (0, 8, 16)]),
+    ],
+)
+def test_test_views(folder: Path, views: str, cut: tuple[int, int, int, int], expected: list[View]) -> None:
+    item = all_clips(folder, records("middle.mkv"), views=views, short_side=36)[0]
+    assert place(item) == cut
+    assert item.views == expected
+
+
+class FakeReader:
+    """A video of 40 frames, 30 x 50, that counts what is asked of it."""
+
+    num_frames, height, width = 40, 30, 50
+
+    def __init__(self, path: str, decoder: str, log: list[tuple]) -> None:
+        self.log = log
+        log.append(("open", path, decoder))
+
+    def __enter__(self) -> FakeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append(("close",))
+
+    def read(self, indices: list[int], box: tuple[int, int, int, int]) -> torch.Tensor:
+        self.log.append(("read", indices, box))
+        frames = torch.tensor(indices, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+        return frames.expand(-1, box[2], box[3], 3).contiguous()
+
+
+def test_a_video_is_decoded_once_for_all_its_test_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[tuple] = []
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
+    listed = [Record("a/b.mp4", 7)]
+    spec = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), flip=0.5)
+    clips = module.TestClips(listed, "root", "decord", spec, views="three", clips=5, clip_starts="spread", short_side=30)
+    item = clips[0]
+    # starts 0, 7, 14, 21, 28 of 40 - 12 = 28; frames 21 and 28 are wanted twice, 7 * 1 + 3 * 3 = 16 once
+    expected = [[start + i * 3 for i in range(4)] for start in (0, 7, 14, 21, 28)]
+    once = sorted({frame for clip in expected for frame in clip})
+    assert log == [("open", "root/a/b.mp4", "decord"), ("read", once, (0, 0, 30, 50)), ("close",)]
+    assert shown(item) == expected
+
+
+def test_a_training_clip_asks_only_for_its_frames_and_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[tuple] = []
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
+    spec = ClipSpec(frames=16, stride=3, crop=20, short_side=(24, 30), flip=0.5)  # 48 > 40 frames: wraps
+    item = train(Path("root"), [Record("v.mp4", 1)], spec=spec, decoder="auto")[0, 0]
+    expected = [i * 3 % 40 for i in range(16)]
+    (opened, (_, wanted, box), closed) = log
+    assert (opened, closed) == (("open", "root/v.mp4", "auto"), ("close",))
+    assert wanted == sorted(expected)  # all distinct, since 3 and 40 are coprime
+    assert box[2:] == tuple(item.frames.shape[1:3])
+    assert shown(item) == [expected]
+
+
+def test_an_unreadable_training_video_gives_its_slot_to_the_next_of_the_order(folder: Path) -> None:
+    names = ("long.mkv", "broken.mkv", "middle.mkv", "missing.mkv", "spare.mkv")
+    reasons = {3: "no such file"}
+    clips = train(folder, records(*names))
+    for epoch in range(8):
+        order = epoch_order(5, 0, epoch).tolist()
+        for position in range(5):
+            item = clips[epoch, position]
+            passed = []
+            place_in_order = position
+            while order[place_in_order] in (1, 3):
+                passed.append(order[place_in_order])
+                place_in_order = (place_in_order + 1) % 5
+            assert item.index == order[place_in_order]
+            assert item.label == 10 + item.index
+            assert [error.path for error in item.unreadable] == [str(folder / names[index]) for index in passed]
+            for error, index in zip(item.unreadable, passed, strict=True):
+                assert error.reason
+                assert error.reason == reasons.get(index, error.reason)
+            assert shown(item)
+            # the substitute's clip is its own one of this epoch
+            assert same(item, clips[epoch, place_in_order])
+
+
+def test_the_slot_after_the_last_is_the_first(folder: Path) -> None:
+    """In an epoch whose last video is the broken one, the order goes round."""
+    listed = records("broken.mkv", "long.mkv", "middle.mkv")
+    epoch = next(e for e in range(99) if epoch_order(3, 0, e)[2] == 0)
+    item = train(folder, listed)[epoch, 2]
+    assert item.index == epoch_order(3, 0, epoch)[0]
+    assert len(item.unreadable) == 1
+
+
+@pytest.mark.parametrize("max_unreadable", [0, 1, 2])
+def test_when_nothing_can_be_read_the_clips_are_empty(folder: Path, max_unreadable: int) -> None:
+    listed = records("broken.mkv", "missing.mkv", "empty.mkv")
+    clips = train(folder, listed, max_unreadable=max_unreadable)
+    order = epoch_order(3, 0, 0)
+    item = clips[0, 1]
+    assert (item.index, item.label) == (order[1], 10 + order[1])
+    assert item.frames.numel() == 0
+    assert item.frames.dtype == torch.uint8
+    assert item.clip_indices.shape == (0, 4)
+    assert item.views == []
+    expected = [listed[order[(1 + i) % 3]].path for i in range(max_unreadable + 1)]
+    assert [error.path for error in item.unreadable] == [str(folder / path) for path in expected]
+
+
+def test_no_substitution_with_max_unreadable_0(folder: Path) -> None:
+    clips = train(folder, records("broken.mkv", "long.mkv"), max_unreadable=0)
+    order = epoch_order(2, 0, 0).tolist()
+    assert clips[0, order.index(0)].views == []
+    assert clips[0, order.index(1)].index == 1
+
+
+def test_a_video_that_breaks_while_it_is_read_is_substituted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only what cannot be opened."""
+    whole = module.open_video
+
+    def open_video(path: str, decoder: str) -> Any:
+        reader = whole(path, decoder)
+        if path.endswith("long.mkv"):
+
+            def read(*_: object) -> torch.Tensor:
+                raise VideoError(path, "damaged")
+
+            reader.read = read
+        return reader
+
+    monkeypatch.setattr(module, "open_video", open_video)
+    clips = train(folder, records("long.mkv", "middle.mkv"))
+    order = epoch_order(2, 0, 0).tolist()
+    item = clips[0, order.index(0)]
+    assert item.index == 1
+    assert [(error.path, error.reason) for error in item.unreadable] == [(str(folder / "long.mkv"), "damaged")]
+
+
+@pytest.mark.parametrize("name", ["broken.mkv", "missing.mkv", "empty.mkv"])
+def test_evaluation_never_substitutes(folder: Path, name: str) -> None:
+    listed = records("long.mkv", name, "middle.mkv")
+    val = ValClips(listed, str(folder), "pyav", SPEC, seed=0)
+    for clips in (val, all_clips(folder, listed)):
+        for index in (0, 2):
+            assert clips[index].index == index
+            assert clips[index].unreadable == ()
+        item = clips[1]
+        assert (item.index, item.label) == (1, 11)
+        assert item.views == []
+        assert item.frames.numel() == 0
+        assert [error.path for error in item.unreadable] == [str(folder / name)]
+        assert item.unreadable[0].reason
+
+
+def test_only_unreadable_videos_are_forgiven(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the program or of the settings does not pass for a broken video."""
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "open_video", fails)
+    for read in (lambda: train(folder)[0, 0], lambda: all_clips(folder)[0]):
+        with pytest.raises(ZeroDivisionError):
+            read()
+
+
+def test_paths_are_relative_to_the_root_or_absolute(folder: Path) -> None:
+    relative = all_clips(folder, records("short.mkv"))[0]
+    absolute = all_clips(Path("/nowhere"), [Record(str(folder / "short.mkv"), 10)])[0]
+    assert same(relative, absolute)
+
+
+@pytest.mark.parametrize("num_videos", [1, 2, 97])
+def test_an_epochs_order_is_a_permutation_of_seed_and_epoch(num_videos: int) -> None:
+    orders = {(seed, epoch): epoch_order(num_videos, seed, epoch).tolist() for seed in (0, 1) for epoch in range(4)}
+    assert all(sorted(order) == list(range(num_videos)) for order in orders.values())
+    module.epoch_order.cache_clear()
+    assert all(epoch_order(num_videos, *key).tolist() == order for key, order in orders.items())
+    if num_videos == 97:
+        assert len({tuple(order) for order in orders.values()}) == 8
+        assert orders[0, 0] != list(range(97))
+
+
+def test_an_epoch_takes_each_video_once(folder: Path) -> None:
+    clips = train(folder)
+    assert sorted(clips[3, position].index for position in range(5)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("names", [("long.mkv",), ("broken.mkv",), ("broken.mkv", "long.mkv")])
+def test_clips_and_data_sets_pickle(folder: Path, names: tuple[str, ...]) -> None:
+    """As workers send them."""
+    clips = train(folder, records(*names))
+    item = clips[0, 0]
+    copy = pickle.loads(pickle.dumps(item))
+    assert same(copy, item)
+    assert [(e.path, e.reason) for e in copy.unreadable] == [(e.path, e.reason) for e in item.unreadable]
+    assert same(pickle.loads(pickle.dumps(clips))[0, 0], item)

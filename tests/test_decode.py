@@ -1,0 +1,576 @@
+"""Each frame of the videos written here carries its own number: reads are checked against the truth."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+import struct
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from video_gn.data import decode
+from video_gn.data.decode import VideoError, open_video
+from video_gn.errors import UserError
+
+av = pytest.importorskip("av")
+
+H, W, BARS = 64, 96, 8
+B_FRAMES = {"g": "250", "bf": "3", "b-adapt": "0", "sc_threshold": "0"}
+FILES = {  # name: (frames, codec, options)
+    "long_gop.mp4": (60, "libx264", B_FRAMES),
+    "short_gop.mp4": (60, "libx264", {**B_FRAMES, "g": "12"}),
+    "short_gop.mkv": (60, "libx264", {**B_FRAMES, "g": "12"}),
+    "open_gop.mp4": (
+        60,
+        "libx264",
+        {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0"},
+    ),
+    "intra.mp4": (40, "mjpeg", {}),
+    "no_b_frames.avi": (60, "mpeg4", {"g": "12", "bf": "0"}),
+    "b_frames.avi": (60, "libx264", B_FRAMES),  # its timestamps are those of decoding
+    "program_stream.mpg": (60, "mpeg2video", {"g": "12", "bf": "2"}),
+    "transport_stream.ts": (60, "libx264", {**B_FRAMES, "g": "20"}),
+    "raw.h264": (60, "libx264", B_FRAMES),  # no timestamps at all
+    "one_frame.mp4": (1, "libx264", {}),
+}
+NOT_FOR_TORCHCODEC = {name for name in FILES if not name.endswith(("mp4", "mkv"))}
+NOT_FOR_TORCHCODEC |= {"open_gop.mp4"}  # torchcodec 0.17 over FFmpeg 5.1 cannot read its last frame
+# Frames, height and width as `ffprobe -count_frames` gives them, with the rotation applied.
+REAL = {
+    "odd_videos/RATRACE_wave_f_nm_np1_fr_goo_37.avi": (72, 240, 560),
+    "odd_videos/SchoolRulesHowTheyHelpUs_wave_f_nm_np1_ba_med_0.avi": (74, 240, 320),
+    "odd_videos/TrumanShow_wave_f_nm_np1_fr_med_26.avi": (48, 240, 432),
+    "odd_videos/av1.mkv": (60, 256, 340),
+    "odd_videos/gap_5s.mp4": (280, 256, 340),
+    "odd_videos/h264_10bit.mp4": (280, 256, 340),
+    "odd_videos/long_gop_bframes.mp4": (280, 256, 340),
+    "odd_videos/name with space, comma & ünïcode.mp4": (280, 256, 340),
+    "odd_videos/nineteen_frames_0.68s.mp4": (19, 256, 340),
+    "odd_videos/odd_171x129_444.mp4": (280, 129, 171),
+    "odd_videos/rotated_90.mov": (3, 568, 320),
+    "odd_videos/start_pts_10s.mp4": (280, 256, 340),
+    "odd_videos/v_SoccerJuggling_g23_c01.avi": (240, 240, 320),
+    "odd_videos/v_SoccerJuggling_g24_c01.avi": (251, 240, 320),
+    "odd_videos/vfr.mkv": (280, 256, 340),
+    "odd_videos/vfr.mp4": (280, 256, 340),
+    "odd_videos/vp9.webm": (90, 256, 340),
+    "kinetics_clips/abseiling_k400.mp4": (250, 256, 454),
+    "kinetics_clips/flipping_a_pancake.mkv": (310, 240, 426),
+    "kinetics_clips/R6llTwEh07w.mp4": (303, 256, 340),
+}
+
+
+def backend(name: str):
+    """A parameter that skips where this decoder cannot be loaded."""
+    return pytest.param(name, marks=pytest.mark.skipif(decode._load(name) is None, reason=f"no {name}"))
+
+
+BACKENDS = ["auto", backend("pyav"), backend("torchcodec")]
+
+
+def numbered(i: int, height: int = H, width: int = W) -> np.ndarray:
+    """An image with the binary digits of i as black and white bars."""
+    digits = np.array([255 * (i >> bit & 1) for bit in range(BARS)], dtype=np.uint8)
+    return np.broadcast_to(digits.repeat(width // BARS)[None, :, None], (height, width, 3)).copy()
+
+
+def numbers(frames: torch.Tensor) -> list[int]:
+    """The numbers that images (K, h, w, 3) carry."""
+    middle = frames[:, frames.shape[1] // 2].float().mean(-1).reshape(len(frames), BARS, -1).mean(-1)
+    return [sum(1 << bit for bit in range(BARS) if row[bit] > 128) for row in middle.tolist()]
+
+
+def write(path: Path, images, codec: str = "libx264", options: dict[str, str] | None = None) -> Path:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25, options=options or {})
+        for n, image in enumerate(images):
+            if n == 0:
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def remux(source: Path, target: Path, change) -> Path:
+    """Copy the packets that change(n, packet) returns (None drops one)."""
+    with av.open(str(source)) as given_, av.open(str(target), "w") as out:
+        video = given_.streams.video[0]
+        stream = out.add_stream_from_template(video)
+        for n, packet in enumerate(p for p in given_.demux(video) if p.size):
+            if (packet := change(n, packet)) is not None:
+                packet.stream = stream
+                out.mux(packet)
+    return target
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return {
+        name: write(folder / name, map(numbered, range(n)), codec, options)
+        for name, (n, codec, options) in FILES.items()
+    }
+
+
+# ---- the right frames ----
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize("name", FILES)
+def test_every_frame_is_the_one_asked_for(videos, name, decoder) -> None:
+    n = FILES[name][0]
+    try:
+        with open_video(videos[name], decoder) as video:
+            assert (video.num_frames, video.height, video.width) == (n, H, W)
+            assert video.decoder in ("pyav", "torchcodec") and video.path == str(videos[name])
+            frames = video.read(range(n))
+            again = video.read([n - 1])
+    except VideoError as error:
+        assert decoder == "torchcodec" and name in NOT_FOR_TORCHCODEC, error
+        return
+    assert frames.shape == (n, H, W, 3) and frames.dtype == torch.uint8
+    assert numbers(frames) == list(range(n)) and numbers(again) == [n - 1]
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize("name", FILES)
+def test_random_indices(videos, name, decoder) -> None:
+    if decoder == "torchcodec" and name in NOT_FOR_TORCHCODEC:
+        pytest.skip("known limit of torchcodec")
+    n = FILES[name][0]
+    with open_video(videos[name], decoder) as video:
+
+        @settings(max_examples=12, deadline=None, derandomize=True)
+        @given(st.lists(st.integers(0, n - 1), min_size=1, max_size=9))
+        def check(indices: list[int]) -> None:
+            assert numbers(video.read(indices)) == indices  # unsorted and repeated as they come
+
+        check()
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+def test_unsorted_and_repeated_indices(videos, decoder) -> None:
+    indices = [40, 3, 3, 59, 0, 40, 12, 11]
+    with open_video(videos["short_gop.mp4"], decoder) as video:
+        assert numbers(video.read(indices)) == indices
+        assert video.read([]).shape == (0, H, W, 3)
+        assert numbers(video.read(np.array([5, 4]))) == [5, 4]
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("name", ["intra.mp4", "long_gop.mp4"])
+def test_a_box_is_cut_out(tmp_path, decoder, name) -> None:
+    shades = np.add.outer(np.arange(H), np.arange(W))[..., None].repeat(3, -1).astype(np.uint8) + 30
+    path = write(tmp_path / name, [shades] * 3, *FILES[name][1:])
+    with open_video(path, decoder) as video:
+        for top, left, height, width in [(0, 0, H, W), (10, 20, 30, 40), (63, 95, 1, 1), (0, 1, 64, 1)]:
+            frames = video.read([2, 0], box=(top, left, height, width))
+            assert frames.shape == (2, height, width, 3)
+            truth = torch.from_numpy(shades[top : top + height, left : left + width]).float()
+            assert (
+                frames.float() - truth
+            ).abs().mean() < 4  # of 255: the codec's loss; a shift by 2 pixels is more
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, H + 1, W), (0, 0, H, W + 1), (-1, 0, 5, 5), (0, 0, 0, 5), (60, 90, 5, 5)]
+)
+def test_a_box_outside_the_frame_is_refused(videos, box) -> None:
+    with (
+        open_video(videos["long_gop.mp4"]) as video,
+        pytest.raises(ValueError, match="must be inside 64 x 96"),
+    ):
+        video.read([0], box)
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize("index", [-1, 60])
+def test_an_index_outside_the_video_is_refused(videos, decoder, index) -> None:
+    with open_video(videos["long_gop.mp4"], decoder) as video:
+        with pytest.raises(IndexError, match=rf"{index} is not in \[0, 60\)"):
+            video.read([0, index])
+
+
+def test_the_frame_rate(videos) -> None:
+    for decoder in ("auto", "pyav"):
+        for name in ("long_gop.mp4", "short_gop.mkv", "no_b_frames.avi", "b_frames.avi", "one_frame.mp4"):
+            with open_video(videos[name], decoder) as video:
+                assert video.fps == pytest.approx(25, rel=1e-3)
+
+
+def _turn(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Write a display matrix into an mp4's track header: x' = a x + c y, y' = b x + d y."""
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 44  # version 0; the matrix follows flags, times, id, layer, group and volume
+    one = 1 << 16
+    matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + matrix + data[at + 36 :])
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize(
+    ("matrix", "shape", "corner"),  # where the top left corner of the stored picture is shown
+    [
+        ((1, 0, 0, 1), (H, W), (0, 0)),
+        ((0, 1, -1, 0), (W, H), (0, -1)),
+        ((-1, 0, 0, -1), (H, W), (-1, -1)),
+        ((0, -1, 1, 0), (W, H), (-1, 0)),
+    ],
+)
+def test_rotation_is_applied(tmp_path, decoder, matrix, shape, corner) -> None:
+    image = np.zeros((H, W, 3), np.uint8)
+    image[:16, :16] = 255
+    path = write(tmp_path / "turned.mp4", [image] * 3)
+    _turn(path, *matrix)
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == shape
+        frame = video.read([1])[0]
+        assert frame.shape == (*shape, 3)
+        corners = {(y, x): int(frame[y, x, 0]) for y in (0, -1) for x in (0, -1)}
+        assert corners[corner] > 200 and sum(value > 200 for value in corners.values()) == 1
+        y, x = (0 if c == 0 else size - 16 for c, size in zip(corner, shape, strict=True))
+        assert video.read([2], box=(y, x, 16, 16)).float().mean() > 240  # the box is in displayed pixels
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_frames_before_an_edit_list_are_not_counted(videos, tmp_path, decoder) -> None:
+    def earlier(_, packet):
+        packet.pts -= 23 * 512  # 512 ticks a frame: frames 0 to 22 now lie before time 0
+        packet.dts -= 23 * 512
+        return packet
+
+    path = remux(videos["long_gop.mp4"], tmp_path / "edited.mp4", earlier)
+    with open_video(path, decoder) as video:
+        assert video.num_frames == 37
+        assert numbers(video.read(range(37))) == list(range(23, 60))
+        assert numbers(video.read([5])) == [28]
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_the_best_stream_is_read_not_the_first(tmp_path, decoder) -> None:
+    with av.open(str(tmp_path / "two.mkv"), "w") as out:
+        streams = [out.add_stream("libx264", rate=25) for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default
+        for stream, (height, width) in zip(streams, [(32, 48), (H, W)], strict=True):
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for i in range(30):
+            for stream in streams:
+                image = numbered(i if stream is streams[1] else 200, stream.height, stream.width)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in streams:
+            out.mux(stream.encode())
+    with open_video(tmp_path / "two.mkv", decoder) as video:
+        assert (video.height, video.width) == (H, W)
+        assert numbers(video.read([7, 29])) == [7, 29]
+
+
+def test_pyav_corrects_the_count_where_packets_hold_no_frame(tmp_path) -> None:
+    def drop(n, packet):
+        if n not in (11, 23):  # the last before a keyframe: no other frame refers to them
+            return packet
+        bits = "".join(f"{byte:08b}" for byte in bytes(packet)[4:10])
+        assert bits[:2] == "01" and bits[2:4] == "01"  # a P picture; the same second, a marker
+        bits = bits[:9] + "10" + "0"  # 5 bits of time, a marker, not coded; stuffing
+        bits += "1" * (-len(bits) % 8)
+        empty = av.Packet(bytes(packet)[:4] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
+        empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
+        return empty
+
+    source = write(tmp_path / "source.mkv", map(numbered, range(40)), "mpeg4", {"g": "12", "bf": "0"})
+    shown = [i for i in range(40) if i not in (11, 23)]
+    with open_video(remux(source, tmp_path / "dropped.mkv", drop), "pyav") as video:
+        assert video.num_frames == 40
+        with pytest.raises(VideoError, match="frame 39 is lost: only 38"):
+            video.read([11, 39])
+        assert video.num_frames == 38
+        assert numbers(video.read(range(38))) == shown
+
+
+def test_a_change_of_size_is_scaled_to_the_first_frame(tmp_path) -> None:
+    parts = [
+        write(tmp_path / f"{h}.h264", map(numbered, [n] * 5, [h] * 5, [w] * 5))
+        for n, h, w in [(9, H, W), (6, 96, 144)]
+    ]
+    path = tmp_path / "grows.h264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with open_video(path, "pyav") as video:
+        frames = video.read(range(video.num_frames))
+    assert frames.shape == (10, H, W, 3) and numbers(frames) == [9] * 5 + [6] * 5
+
+
+# ---- files that cannot be read ----
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+def test_unreadable_files(tmp_path, decoder) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "garbage.mp4").write_bytes(random.Random(0).randbytes(20_000))
+    with av.open(str(tmp_path / "audio.wav"), "w") as out:
+        stream = out.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        out.mux(stream.encode(sound))
+    whole = write(tmp_path / "whole.mp4", map(numbered, range(30))).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])  # without its index
+    reasons = {
+        "missing.mp4": "no such file",
+        "empty.mp4": "empty file (0 bytes)",
+        "folder.mp4": "is a folder, not a video",
+    }
+    for name in [*reasons, "garbage.mp4", "audio.wav", "half.mp4"]:
+        path = str(tmp_path / name)
+        with pytest.raises(VideoError) as caught:
+            open_video(path, decoder)
+        assert caught.value.path == path and str(caught.value) == f"{path}: {caught.value.reason}"
+        assert caught.value.reason == reasons.get(name, caught.value.reason)
+        assert caught.value.reason.strip() and "\n" not in caught.value.reason
+        assert not isinstance(caught.value, UserError)
+
+
+def test_a_cover_picture_is_no_video(tmp_path) -> None:
+    path = tmp_path / "song.mp3"
+    with av.open(str(path), "w") as out:
+        sound, cover = out.add_stream("mp3", rate=44100), out.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = H, W, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(1), format="rgb24")))
+        samples = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
+        samples.sample_rate = 44100
+        out.mux(sound.encode(samples))
+        out.mux(sound.encode())
+    with pytest.raises(VideoError, match="no video stream"):
+        open_video(path, "pyav")
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_a_cut_file_reads_what_it_promises(videos, tmp_path, decoder) -> None:
+    data = videos["short_gop.mkv"].read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 6 // 10])
+    with open_video(tmp_path / "cut.mkv", decoder) as video:
+        assert 20 < video.num_frames < 50
+        got = numbers(video.read(range(video.num_frames)))
+    assert got == sorted(set(got)) and got[:20] == list(range(20))
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_damage_in_the_middle_never_shortens_or_shifts_a_read(tmp_path, decoder) -> None:
+    path = write(
+        tmp_path / "damaged.mp4",
+        map(numbered, range(60)),
+        "libx264",
+        {"g": "12", "bf": "0", "sc_threshold": "0"},
+    )
+    with av.open(str(path)) as container:
+        packet = next(p for n, p in enumerate(container.demux(video=0)) if n == 30)
+        at, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    with open_video(path, decoder) as video:
+        n = video.num_frames
+        for i in range(60):
+            if 30 <= i < 36:
+                with pytest.raises(VideoError):
+                    video.read([24, i])  # what is left of a group of pictures cannot be trusted
+            else:
+                assert numbers(video.read([i])) == [i]
+        assert video.num_frames == n == 60
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize(
+    "name",
+    "audio_only bitflips_payload five_frames last_frame_corrupt one_frame random_bytes trunc_half_as_is "
+    "trunc_header_only_1k zero_byte zeroed_40k_middle".split(),
+)
+def test_damaged_videos_read_what_they_promise_or_say_why(shared_data, name, decoder) -> None:
+    try:
+        with open_video(shared_data / "damaged_videos" / f"{name}.mp4", decoder) as video:
+            n = video.num_frames
+            frames = video.read([n - 1, 0, n // 2], box=(0, 0, 16, 16))
+            assert frames.shape == (3, 16, 16, 3)
+        assert name in (
+            "bitflips_payload",
+            "five_frames",
+            "one_frame",
+            "zeroed_40k_middle",
+            "last_frame_corrupt",
+        )
+    except VideoError as error:
+        assert error.reason and "\n" not in error.reason
+        assert name not in ("five_frames", "one_frame")
+
+
+# ---- real videos ----
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_backends_agree_on_real_videos(shared_data, name) -> None:
+    n, height, width = REAL[name]
+    indices = [n - 1, 0, n // 2, n // 2 + 1]
+    read = {}
+    for decoder in ("auto", "pyav", "torchcodec"):
+        if decoder == "torchcodec" and (decode._load(decoder) is None or name.endswith("avi")):
+            continue
+        with open_video(shared_data / name, decoder) as video:
+            assert (video.num_frames, video.height, video.width) == (n, height, width)
+            read[decoder] = video.read(indices).float()
+    for frames in read.values():
+        assert (frames - read["pyav"]).abs().mean((1, 2, 3)).max() <= 1  # of 255
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if "_np1_" in name])
+def test_packed_b_frames_against_decoding_in_order(shared_data, name) -> None:
+    with av.open(str(shared_data / name)) as container:
+        truth = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with open_video(shared_data / name) as video:
+        assert video.decoder == "pyav" and video.num_frames == len(truth)
+        for i in (0, 1, 2, len(truth) // 2, len(truth) - 2, len(truth) - 1):
+            assert np.abs(video.read([i])[0].numpy().astype(int) - truth[i]).mean() <= 1
+
+
+# ---- choice of decoder ----
+
+
+def _pretend(monkeypatch, **modules) -> None:
+    load = decode._load
+    monkeypatch.setattr(decode, "_load", lambda name: modules[name] if name in modules else load(name))
+
+
+def test_auto_is_pyav_where_torchcodec_does_not_load(videos, monkeypatch, caplog) -> None:
+    _pretend(monkeypatch, torchcodec=None)
+    with open_video(videos["long_gop.mp4"]) as video:
+        assert video.decoder == "pyav" and numbers(video.read([30])) == [30]
+    assert not caplog.records
+
+
+def test_auto_is_pyav_for_containers_that_torchcodec_misreads(videos, broken, caplog) -> None:
+    for name in ("no_b_frames.avi", "program_stream.mpg", "transport_stream.ts", "raw.h264"):
+        with open_video(videos[name]) as video:
+            assert video.decoder == "pyav"
+        with pytest.raises(VideoError, match="use auto or pyav"):
+            open_video(videos[name], "torchcodec")
+    for name in ("long_gop.mp4", "short_gop.mkv"):
+        with open_video(videos[name]) as video:
+            assert video.decoder == "torchcodec"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("decoder", ["torchcodec", "pyav", "decord"])
+def test_a_decoder_that_is_not_installed(videos, monkeypatch, decoder) -> None:
+    _pretend(monkeypatch, torchcodec=None, pyav=None, decord=None)
+    package = {"pyav": "av"}.get(decoder, decoder)
+    with pytest.raises(UserError, match=f"'{decoder}' cannot be loaded here; `pip install {package}`"):
+        open_video(videos["long_gop.mp4"], decoder)
+
+
+def test_an_unknown_decoder(videos) -> None:
+    with pytest.raises(UserError, match="'opencv' is unknown; choose one of auto, torchcodec, pyav, decord"):
+        open_video(videos["long_gop.mp4"], "opencv")
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("no"), RuntimeError("Could not load libtorchcodec"), OSError("libav")]
+)
+def test_a_failing_import_is_tried_once(monkeypatch, error) -> None:
+    tries = []
+
+    def fail(name: str):
+        tries.append(name)
+        raise error
+
+    monkeypatch.setattr(decode.importlib, "import_module", fail)
+    load = decode.functools.cache(decode._load.__wrapped__)
+    assert load("torchcodec") is None and load("torchcodec") is None
+    assert len(tries) == 1
+
+
+class _Broken:
+    """A stand-in for torchcodec's decoder that opens files, and fails to read frames from the tenth on."""
+
+    metadata = types.SimpleNamespace(begin_stream_seconds=0.0, average_fps=25.0)
+
+    def __init__(self, path: str, **_: object) -> None:
+        if "unopened" in path:
+            raise RuntimeError("open, /src/Decoder.cpp:41, Could not open input file: Invalid data\ntrace")
+
+    def __len__(self) -> int:
+        return 61  # one too many
+
+    def get_frame_at(self, index: int):
+        return types.SimpleNamespace(pts_seconds=0.0, data=torch.zeros(H, W, 3, dtype=torch.uint8))
+
+    def get_frames_at(self, indices: list[int]):
+        if max(indices) >= 10:
+            raise RuntimeError("decode_av_frame, /src/Decoder.cpp:1493, no more frames left to decode.")
+        data = torch.stack([torch.from_numpy(numbered(i)) for i in indices])
+        return types.SimpleNamespace(pts_seconds=torch.tensor([i / 25 for i in indices]), data=data)
+
+
+@pytest.fixture
+def broken(monkeypatch) -> None:
+    _pretend(monkeypatch, torchcodec=types.SimpleNamespace(VideoDecoder=_Broken))
+
+
+def test_a_file_that_torchcodec_cannot_open_goes_to_pyav_and_the_log_once(
+    videos, tmp_path, broken, caplog
+) -> None:
+    path = tmp_path / "unopened.mp4"
+    path.write_bytes(videos["long_gop.mp4"].read_bytes())
+    for _ in range(2):
+        with open_video(path) as video:
+            assert video.decoder == "pyav" and numbers(video.read([59])) == [59]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert (
+        str(path) in record.getMessage()
+        and "(Could not open input file: Invalid data)" in record.getMessage()
+    )
+    with pytest.raises(VideoError, match=r"unopened\.mp4: Could not open input file: Invalid data$"):
+        open_video(path, "torchcodec")
+
+
+def test_a_frame_that_torchcodec_cannot_read_comes_from_pyav(videos, broken, caplog) -> None:
+    with open_video(videos["long_gop.mp4"]) as video:
+        assert numbers(video.read([9, 2])) == [9, 2]
+        assert (video.decoder, video.num_frames) == ("torchcodec", 61) and not caplog.records
+        assert numbers(video.read([50, 2])) == [50, 2]
+        assert (video.decoder, video.num_frames) == ("pyav", 60) and len(caplog.records) == 1
+    with open_video(videos["long_gop.mp4"]) as video:
+        with pytest.raises(VideoError, match="frame 60 is lost: only 60 can be decoded"):
+            video.read([60])
+        assert numbers(video.read([9])) == [9]
+
+
+# ---- resources ----
+
+
+def test_the_error_pickles() -> None:
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "no such file")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "no such file", "a.mp4: no such file")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+def test_no_file_stays_open(videos, tmp_path, decoder) -> None:
+    (tmp_path / "garbage.mp4").write_bytes(bytes(5000))
+
+    def use() -> int:
+        with open_video(videos["short_gop.mp4"], decoder) as video:
+            video.read([50, 3])
+        with pytest.raises(VideoError):
+            open_video(tmp_path / "garbage.mp4", decoder)
+        return len(os.listdir("/proc/self/fd"))
+
+    first = use()
+    assert [use() for _ in range(5)] == [first] * 5

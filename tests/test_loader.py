@@ -1,0 +1,307 @@
+"""The split of an epoch over steps, passes and ranks, and batches against torchvision's arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as tv
+
+from video_gn.data.augment import View
+from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips
+from video_gn.data.decode import VideoError
+from video_gn.data.lists import Record
+from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
+
+RULE = settings(max_examples=50, deadline=None)
+CPU = torch.device("cpu")
+MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.225, 0.25)
+Key = tuple[int, int]
+
+
+def passes(
+    steps: range, steps_per_epoch: int, clips_per_gpu: int, global_batch: int, rank: int = 0, ranks: int = 1
+) -> list[list[Key]]:
+    sampler = TrainBatches(
+        steps_per_epoch,
+        steps.start,
+        steps.stop,
+        clips_per_gpu=clips_per_gpu,
+        global_batch=global_batch,
+        rank=rank,
+        ranks=ranks,
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    return batches
+
+
+def test_passes_by_hand() -> None:
+    """Two steps an epoch of 8 clips, 2 a pass: rank 1 of 2 has the passes 1 and 3."""
+    assert passes(range(1, 3), 2, 2, 8, rank=1, ranks=2) == [
+        [(0, 10), (0, 11)],
+        [(0, 14), (0, 15)],
+        [(1, 2), (1, 3)],
+        [(1, 6), (1, 7)],
+    ]
+    assert passes(range(1), 5, 4, 8) == [[(0, 0), (0, 1), (0, 2), (0, 3)], [(0, 4), (0, 5), (0, 6), (0, 7)]]
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 9), st.integers(0, 9))
+@RULE
+def test_the_ranks_share_each_step_exactly(
+    clips: int, passes_a_rank: int, ranks: int, per_epoch: int, first: int, count: int
+) -> None:
+    """Over all ranks, step s takes each position of [r B, (r + 1) B) of its epoch once, r its number in the epoch."""
+    batch = clips * passes_a_rank * ranks
+    steps = range(first, first + count)
+    shares = [passes(steps, per_epoch, clips, batch, rank, ranks) for rank in range(ranks)]
+    assert [len(share) for share in shares] == [count * passes_a_rank] * ranks
+    for i, step in enumerate(steps):
+        mine = slice(i * passes_a_rank, (i + 1) * passes_a_rank)
+        taken = [key for share in shares for one in share[mine] for key in one]
+        place = step % per_epoch * batch
+        assert sorted(taken) == [(step // per_epoch, place + j) for j in range(batch)]
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 9))
+@RULE
+def test_the_same_clips_meet_whatever_the_ranks(clips: int, factor: int, per_epoch: int, first: int) -> None:
+    """The sets of a forward pass, and the order of clips in each, for 1, 2 and 4 ranks."""
+    batch = clips * 4 * factor
+    met = []
+    for ranks in (1, 2, 4):
+        each = [passes(range(first, first + 3), per_epoch, clips, batch, rank, ranks) for rank in range(ranks)]
+        # round r of accumulation runs one pass on each rank at a time
+        met.append([share[r] for r in range(len(each[0])) for share in each])
+        assert all(len(one) == clips for one in met[-1])
+    assert met[0] == met[1] == met[2]
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2]), st.integers(1, 4), st.integers(0, 8))
+@RULE
+def test_a_resume_goes_on_where_the_run_was(
+    clips: int, passes_a_rank: int, ranks: int, per_epoch: int, done: int
+) -> None:
+    batch = clips * passes_a_rank * ranks
+    for rank in range(ranks):
+        whole = passes(range(8), per_epoch, clips, batch, rank, ranks)
+        assert passes(range(done, 8), per_epoch, clips, batch, rank, ranks) == whole[done * passes_a_rank :]
+
+
+def test_nothing_is_left_to_do() -> None:
+    assert passes(range(4, 4), 2, 2, 8) == []
+
+
+class Indices(Dataset):
+    """Items are their own keys."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7))
+@RULE
+def test_each_video_is_evaluated_once(videos: int, ranks: int, per_batch: int) -> None:
+    """Odd counts and more ranks than videos included: no padding, no double."""
+    seen: list[int] = []
+    for rank in range(ranks):
+        batches = list(eval_loader(Indices(videos), per_batch, 0, CPU, rank, ranks))  # type: ignore[arg-type]
+        mine = [index for batch in batches for index in batch]
+        assert mine == list(range(rank, videos, ranks))
+        assert all(len(batch) == per_batch for batch in batches[:-1])
+        assert all(0 < len(batch) <= per_batch for batch in batches)
+        seen += mine
+    assert sorted(seen) == list(range(videos))
+
+
+def test_eval_loaders_know_their_length() -> None:
+    lengths = [len(eval_loader(Indices(7), 2, 0, CPU, rank, 3)) for rank in range(3)]  # type: ignore[arg-type]
+    assert lengths == [2, 1, 1]
+    assert len(eval_loader(Indices(2), 4, 0, CPU, 3, 4)) == 0  # type: ignore[arg-type]
+
+
+def item_of(index: int, seed: int = 0, clips: int = 1) -> Clips:
+    """A cut of its own size, one view of random place and flip, frames wanted in any order and again."""
+    rng = np.random.default_rng((seed, index))
+    height, width = rng.integers(12, 30, 2).tolist()
+    view = View((1, 2, height - 3, width - 5), 8, 8, flip=bool(rng.integers(2)))
+    frames = torch.from_numpy(rng.integers(0, 256, (5, height, width, 3), dtype=np.uint8))
+    return Clips(index, 100 + index, frames, rng.integers(0, 5, (clips, 4)), [view])
+
+
+def unreadable(index: int) -> Clips:
+    empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+    none = np.empty((0, 4), dtype=np.int64)
+    return Clips(index, 100 + index, empty, none, [], (VideoError(f"{index}.mp4", "empty file (0 bytes)"),))
+
+
+def reference(item: Clips) -> Tensor:
+    """The clips of an item by torchvision: (K, 3, T, H, W)."""
+    (view,) = item.views
+    images = item.frames.permute(0, 3, 1, 2).float() / 255
+    images = tv.resized_crop(images, *view.box, [view.height, view.width], antialias=True)
+    images = tv.normalize(tv.hflip(images) if view.flip else images, list(MEAN), list(STD))
+    return images[torch.from_numpy(item.clip_indices)].transpose(1, 2)
+
+
+def check_batches(batches: list[Batch], lists: list[list[Clips]], device: torch.device) -> None:
+    assert len(batches) == len(lists)
+    for batch, items in zip(batches, lists, strict=True):
+        read = [item for item in items if item.views]
+        assert [item.index for item in batch.items] == [item.index for item in items]
+        assert batch.labels.tolist() == [item.label for item in read]
+        assert batch.labels.dtype == torch.int64
+        assert len(batch.clips) == len(read)
+        assert batch.clips.device.type == batch.labels.device.type == device.type
+        assert batch.clips.dtype == torch.float32
+        if read:
+            assert batch.clips.shape == (len(read), 3, 4, 8, 8)
+            assert batch.clips.is_contiguous(memory_format=torch.channels_last_3d)
+            expected = torch.cat([reference(item) for item in read])
+            torch.testing.assert_close(batch.clips.cpu(), expected, rtol=0, atol=2e-5)
+
+
+LISTS = [
+    [item_of(0), item_of(1), item_of(2)],
+    [item_of(3)],
+    [unreadable(4), item_of(5), unreadable(6)],  # some cannot be read: their labels go too
+    [unreadable(7), unreadable(8)],
+    [item_of(9), item_of(10)],
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", range(6))
+def test_batches_on_the_device(device: str, count: int) -> None:
+    """Each batch once and in order, clips with their own labels, an empty batch where nothing could be read."""
+    batches = DeviceBatches(LISTS[:count], torch.device(device), MEAN, STD)
+    check_batches(list(batches), LISTS[:count], torch.device(device))
+    check_batches(list(batches), LISTS[:count], torch.device(device))  # again: as often as it is iterated over
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_stay_right_while_they_are_used(device: str) -> None:
+    """A batch is not overwritten by those that are made ahead of it."""
+    lists = [[item_of(i), item_of(i + 1)] for i in range(0, 24, 2)]
+    kept = []
+    for batch in DeviceBatches(lists, torch.device(device), MEAN, STD):
+        kept.append(batch)
+        assert torch.isfinite(batch.clips).all()
+    check_batches(kept, lists, torch.device(device))
+
+
+def test_a_batch_holds_all_clips_of_an_item() -> None:
+    item = item_of(3, clips=3)
+    (batch,) = DeviceBatches([[item, item_of(4)]], CPU, MEAN, STD)
+    torch.testing.assert_close(batch.clips, torch.cat([reference(item), reference(item_of(4))]), rtol=0, atol=2e-5)
+
+
+def test_an_error_of_the_loader_is_not_swallowed() -> None:
+    def broken():  # noqa: ANN202
+        yield LISTS[0]
+        raise RuntimeError("a worker died")
+
+    batches = iter(DeviceBatches(broken(), CPU, MEAN, STD))
+    assert len(next(batches).labels) == 3
+    with pytest.raises(RuntimeError, match="a worker died"):
+        next(batches)
+
+
+def test_time_spent_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes 1 s in the loader and none elsewhere: 2 batches and the end are 3 s."""
+    now = [0.0]
+    monkeypatch.setattr("video_gn.data.loader.time.perf_counter", lambda: now[0])
+
+    class Slow:
+        def __iter__(self):  # noqa: ANN204
+            for items in LISTS[:2]:
+                now[0] += 1
+                yield items
+            now[0] += 1
+
+    batches = DeviceBatches(Slow(), CPU, MEAN, STD)
+    assert batches.waited == 0
+    for _ in batches:
+        now[0] += 100  # the step's own time
+    assert batches.waited == 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos of moving noise, one of them broken."""
+    av = pytest.importorskip("av")
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for n in range(7):
+        with av.open(str(folder / f"{n}.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 48, 40, "bgr0"
+            for image in rng.integers(0, 256, (9 + n, 40, 48, 3), dtype=np.uint8):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+    (folder / "7.mkv").write_bytes(b"not a video")
+    return folder
+
+
+SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
+RECORDS = [Record(f"{n}.mkv", n) for n in range(8)]
+
+
+def test_worker_processes_change_nothing(folder: Path) -> None:
+    """Two epochs of training passes and an evaluation: 0 and 2 workers give the same batches in the same order."""
+    train = TrainClips(RECORDS, str(folder), "pyav", SPEC, seed=0, max_unreadable=3)
+    val = ValClips(RECORDS, str(folder), "pyav", SPEC, seed=0)
+    steps = TrainBatches(2, 0, 4, clips_per_gpu=2, global_batch=4)
+
+    def batches(workers: int) -> list[Batch]:
+        loaders = (train_loader(train, steps, workers, CPU), eval_loader(val, 3, workers, CPU, 0, 1))
+        return [batch for loader in loaders for batch in DeviceBatches(loader, CPU, MEAN, STD)]
+
+    alone, helped = batches(0), batches(2)
+    assert [len(batch.items) for batch in alone] == [2] * 8 + [3, 3, 2]
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.labels, other.labels)
+        reports = [
+            [(item.index, [(e.path, e.reason) for e in item.unreadable]) for item in batch.items]
+            for batch in (one, other)
+        ]
+        assert reports[0] == reports[1]
+    # labels are the videos' own: label n is video n
+    assert all(item.label == item.index for batch in alone for item in batch.items)
+    # an epoch takes each position once; the broken video's slot goes to another
+    for epoch in (alone[:4], alone[4:8]):
+        indices = [item.index for batch in epoch for item in batch.items]
+        assert len(indices) == 8
+        assert set(indices) == set(range(7))
+        assert sum(len(item.unreadable) for batch in epoch for item in batch.items) == 1
+    assert [item.index for batch in alone[8:] for item in batch.items] == list(range(8))
+    assert [len(batch.labels) for batch in alone[8:]] == [3, 3, 1]
+
+
+def test_the_ranks_together_see_the_clips_of_one(folder: Path) -> None:
+    """Pixels too: what rank r of 2 gets is what one rank gets in its passes r, r + 2, ..."""
+    train = TrainClips(RECORDS[:7], str(folder), "pyav", SPEC, seed=0, max_unreadable=3)
+
+    def clips(rank: int, ranks: int) -> list[Tensor]:
+        steps = TrainBatches(1, 3, 5, clips_per_gpu=2, global_batch=4, rank=rank, ranks=ranks)
+        return [b.clips for b in DeviceBatches(train_loader(train, steps, 0, CPU), CPU, MEAN, STD)]
+
+    one, (first, second) = clips(0, 1), (clips(0, 2), clips(1, 2))
+    assert len(one) == 4
+    assert all(torch.equal(a, b) for a, b in zip(one[0::2], first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one[1::2], second, strict=True))

@@ -1,0 +1,114 @@
+"""Losses, errors and accuracies against sums by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from video_gn.engine.metrics import Averages, Meter, accuracy, topk_hits
+
+CPU = torch.device("cpu")
+
+
+def ranked(places: list[int], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and labels where the label of row i has the `places[i]`-th best score (0: the best); label = row number."""
+    labels = torch.arange(len(places)) % classes
+    scores = torch.zeros(len(places), classes)
+    for row, (label, place) in enumerate(zip(labels.tolist(), places, strict=True)):
+        others = [-float(rank) for rank in range(classes) if rank != place]
+        scores[row, label] = -float(place)
+        scores[row, [c for c in range(classes) if c != label]] = torch.tensor(others)
+    return scores, labels
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """-log softmax of each row's label, in Python's floats."""
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    return [math.log(sum(math.exp(x) for x in row)) - row[label] for row, label in rows]
+
+
+def test_meter_over_batches_of_different_sizes() -> None:
+    meter = Meter(CPU)
+    losses: list[float] = []
+    for places in ([0, 4, 5], [1], [0, 0, 6, 9, 3, 2, 5]):  # 11 clips: 8 not the best, 4 not among the best 5
+        logits, labels = ranked(places, 10)
+        meter.add(logits, labels)
+        losses += cross_entropy(logits, labels)
+    averages = Averages.of(meter.sums)
+    assert averages.clips == 11
+    assert averages.loss == pytest.approx(sum(losses) / 11)
+    assert averages.top1_error == pytest.approx(800 / 11)
+    assert averages.top5_error == pytest.approx(400 / 11)
+
+
+def test_a_known_loss_is_a_mean_over_its_batch() -> None:
+    meter = Meter(CPU)
+    for places, loss in (([0, 1, 0], 2.0), ([1], 6.0)):
+        logits, labels = ranked(places, 4)
+        meter.add(logits.requires_grad_(), labels, torch.tensor(loss, requires_grad=True))
+    assert Averages.of(meter.sums) == Averages(3.0, 50.0, 0.0, 4)
+    assert not meter.sums.requires_grad
+
+
+def test_meter_takes_half_precision() -> None:
+    meter = Meter(CPU)
+    logits, labels = ranked([0, 1, 2, 3], 6)
+    meter.add(logits.bfloat16(), labels)
+    assert Averages.of(meter.sums).loss == pytest.approx(sum(cross_entropy(logits, labels)) / 4)
+
+
+def test_sums_of_parts_are_sums_of_the_whole() -> None:
+    """Ranks add their sums up: the four numbers must be additive."""
+    parts = [ranked([0, 7], 8), ranked([1, 0, 5], 8)]
+    meters = [Meter(CPU), Meter(CPU), Meter(CPU)]
+    for meter, part in zip(meters, parts, strict=False):
+        meter.add(*part)
+        meters[2].add(*part)
+    torch.testing.assert_close(meters[0].sums + meters[1].sums, meters[2].sums)
+    assert meters[2].sums[1:].tolist() == [3, 2, 5]
+
+
+def test_empty_meter() -> None:
+    averages = Averages.of(Meter(CPU).sums)
+    assert averages.clips == 0
+    assert all(math.isnan(value) for value in (averages.loss, averages.top1_error, averages.top5_error))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+def test_up_to_five_classes_have_no_top5_error(classes: int) -> None:
+    scores, labels = ranked([classes - 1] * 3, classes)
+    best, among_five = topk_hits(scores, labels)
+    assert best.tolist() == [classes == 1] * 3
+    assert among_five.tolist() == [True] * 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(places=st.lists(st.integers(0, 11), min_size=1, max_size=20))
+def test_hits_are_places(places: list[int]) -> None:
+    best, among_five = topk_hits(*ranked(places, 12))
+    assert best.tolist() == [place == 0 for place in places]
+    assert among_five.tolist() == [place < 5 for place in places]
+
+
+def test_accuracies_by_hand() -> None:
+    """Class 0: 3 of 4 right; class 2: 0 of 1; class 6: 1 of 1; the classes without a video do not count."""
+    scores = np.zeros((6, 7), np.float32)
+    labels = np.array([0, 0, 0, 0, 2, 6])
+    scores[[0, 1, 2], 0] = 1
+    scores[3] = [1, 7, 6, 5, 4, 3, 2]  # label last: not among 5
+    scores[4] = [5, 4, 3, 2, 1, 0, 0]  # label third
+    scores[5, 6] = 0.1
+    result = accuracy(scores, labels)
+    assert result.top1 == pytest.approx(400 / 6)
+    assert result.top5 == pytest.approx(500 / 6)
+    assert result.mean_class == pytest.approx((75 + 0 + 100) / 3)
+
+
+def test_accuracy_of_nothing() -> None:
+    result = accuracy(np.zeros((0, 5), np.float32), np.zeros(0, np.int64))
+    assert all(math.isnan(value) for value in (result.top1, result.top5, result.mean_class))

@@ -1,0 +1,264 @@
+"""Training end to end on tiny videos: what it writes, how it goes on, how ranks and accumulation agree, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from video_gn.config import Config, load_config
+from video_gn.data.motion import write_dataset
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.distributed import world
+from video_gn.engine.train import train
+from video_gn.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+output_dir: {out}
+device: cpu
+model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 10, dropout: 0.5}}
+data: {{root: {root}, frames: 8, stride: 2, crop: 32, short_side: [32, 40], workers: 0, max_unreadable: 2}}
+optim: {{lr: 0.02, reference_batch: 4, schedule: cosine}}
+train: {{epochs: 2, clips_per_gpu: 2, global_batch: 4, log_every: 3}}
+test: {{views: center, short_side: 32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("motion")
+    write_dataset(folder, train_videos=22, val_videos=11, num_frames=20, size=32, workers=1, progress=False)
+    return folder
+
+
+def tiny(tmp_path: Path, videos: Path, *overrides: str) -> Config:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(out=tmp_path / "run", root=videos))
+    return load_config(path, overrides)
+
+
+def run(config: Config) -> Path:
+    with world(config.device) as ranks:
+        train(config, ranks)
+    return Path(config.output_dir)
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def without_times(folder: Path) -> list[dict]:
+    noisy = {"time", "system/clips_per_second", "system/data_wait", "system/memory_gib"}
+    return [{k: v for k, v in record.items() if k not in noisy} for record in records(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = ckpt.load(folder / "checkpoints" / "last.pt")["model"]
+    return {name: value for name, value in model.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, videos) -> Path:
+    return run(tiny(tmp_path_factory.mktemp("trained"), videos))
+
+
+def test_a_run_folder_can_be_read_without_this_package(trained):
+    assert {p.name for p in (trained / "checkpoints").iterdir()} == {"last.pt", "previous.pt", "best.pt"}
+    assert json.loads((trained / "environment.json").read_text())["torch"] == torch.__version__
+    log = records(trained)
+    # 22 videos, 4 a step: 5 steps an epoch (2 videos left out), logged every 3 steps and at the end of each epoch.
+    assert [r["step"] for r in log if r["kind"] == "train"] == [3, 5, 6, 9, 10]
+    epochs = [r for r in log if r["kind"] == "epoch"]
+    assert [(r["step"], r["epoch"], r["val/videos_scored"]) for r in epochs] == [(5, 1, 11), (10, 2, 11)]
+    state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
+    assert (state["step"], state["config"]["model"]["width"]) == (10, 8)
+
+
+def test_tensorboard_shows_the_curves(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained)).Reload()
+    expected = {"train/loss", "train/top1_error", "train/lr", "system/clips_per_second", "system/data_wait"}
+    assert expected | {"val/top1_error", "val/top5_error", "system/memory_gib"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("val/top1_error")] == [5, 10]
+
+
+def test_the_same_seed_gives_the_same_weights(trained, tmp_path, videos):
+    again = run(tiny(tmp_path, videos, "data.workers=2"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(trained).values(), weights(again).values(), strict=True))
+    assert without_times(trained) == without_times(again)
+
+
+def test_another_seed_gives_others(trained, tmp_path, videos):
+    other = run(tiny(tmp_path, videos, "seed=1"))
+    assert not torch.equal(weights(trained)["head.fc.weight"], weights(other)["head.fc.weight"])
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(trained, tmp_path, videos, monkeypatch):
+    """Stopped after epoch 1 and a few steps, then run again: weights and log are those of the run never stopped."""
+    from video_gn.engine.train import Trainer
+
+    step = Trainer.step
+
+    def interrupted(self, *args):
+        if self.step_done == 8:
+            raise KeyboardInterrupt
+        step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path, videos))
+    monkeypatch.setattr(Trainer, "step", step)
+    folder = run(tiny(tmp_path, videos))
+    assert all(torch.equal(a, b) for a, b in zip(weights(trained).values(), weights(folder).values(), strict=True))
+    assert without_times(trained) == without_times(folder)
+
+
+def test_a_finished_run_is_not_trained_again(trained, videos, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    before = (copy / "log.jsonl").read_bytes(), (copy / "checkpoints" / "last.pt").read_bytes()
+    run(tiny(tmp_path, videos))
+    assert "already trained for all 2 epochs" in capsys.readouterr().err
+    assert before == ((copy / "log.jsonl").read_bytes(), (copy / "checkpoints" / "last.pt").read_bytes())
+
+
+@pytest.mark.parametrize("passes", ["train.clips_per_gpu=4", "train.clips_per_gpu=1"])
+def test_gn_does_not_depend_on_how_a_global_batch_is_cut(trained, tmp_path, videos, passes):
+    """Without dropout, which is drawn pass by pass."""
+    one = run(tiny(tmp_path, videos, "model.dropout=0", "train.epochs=1"))
+    (tmp_path / "other").mkdir()
+    other = run(tiny(tmp_path / "other", videos, "model.dropout=0", "train.epochs=1", passes))
+    for name, a in weights(one).items():
+        torch.testing.assert_close(a, weights(other)[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def launch(ranks: int, *arguments: str) -> list[subprocess.Popen]:
+    """Start a tool as torchrun does: one process a rank, its place in environment variables."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
+    """The same passes and keys, so even BN (its batch is a pass) and dropout agree to float tolerance."""
+    single = tiny(tmp_path, videos, f"model.norm={norm}", "train.epochs=1")
+    run(single)
+    (tmp_path / "two").mkdir()
+    tiny(tmp_path / "two", videos)
+    arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), f"model.norm={norm}", "train.epochs=1"]
+    for process in launch(2, *arguments):
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    for name, a in weights(tmp_path / "run").items():
+        b = weights(tmp_path / "two" / "run")[name]
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    (one,), (two,) = (
+        [r for r in records(folder) if r["kind"] == "epoch"] for folder in (tmp_path / "run", tmp_path / "two" / "run")
+    )
+    assert one["val/videos_scored"] == two["val/videos_scored"] == 11
+    assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-3)
+
+
+# --- a user's mistakes: one line, exit code 2, nothing overwritten ---
+
+
+def tool(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.nrom=gn", "did you mean 'norm'"),
+        ("train.epochs=many", "train.epochs"),
+        ("data.train_list=absent.csv", "absent.csv"),
+        ("model.num_classes=3", "label"),
+        ("train.global_batch=400", "fewer than one global batch of 400"),
+        ("train.global_batch=5", "not a multiple"),
+        ("model.groups=32", "32 groups do not divide a layer's 8 channels"),
+        ("data.decoder=decodr", "data.decoder"),
+    ],
+)
+def test_mistakes_in_the_config(tmp_path, videos, override, words):
+    tiny(tmp_path, videos)
+    done = tool("tools/train.py", str(tmp_path / "tiny.yaml"), override)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_root_is_told_before_training(tmp_path, videos):
+    (tmp_path / "empty").mkdir()
+    for name in ("train.csv", "val.csv"):
+        shutil.copy(videos / name, tmp_path / "empty" / name)
+    with pytest.raises(UserError, match="data.root"):
+        run(tiny(tmp_path, videos, f"data.root={tmp_path / 'empty'}"))
+
+
+def test_the_folder_of_another_experiment_is_left_alone(trained, tmp_path, videos):
+    shutil.copytree(trained, tmp_path / "run")
+    before = {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+    with pytest.raises(UserError, match=r"another experiment \(model.norm: gn -> bn\)"):
+        run(tiny(tmp_path, videos, "model.norm=bn"))
+    assert before == {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+
+
+def damaged(videos: Path, folder: Path, *names: str) -> Path:
+    """A copy of the videos in which those that match are cut short."""
+    shutil.copytree(videos, folder)
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:300])
+    return folder
+
+
+def test_unreadable_training_videos_are_replaced_named_and_counted(tmp_path, videos):
+    listed = [line.rsplit(" ", 1)[0] for line in (videos / "train.csv").read_text().splitlines()]
+    root = damaged(videos, tmp_path / "videos", listed[3], listed[7])
+    folder = run(tiny(tmp_path, root))
+    named = [line.split("\t")[0] for line in (folder / "unreadable.txt").read_text().splitlines()]
+    assert sorted(Path(p).relative_to(root).as_posix() for p in named) == sorted([listed[3], listed[7]])
+    assert [r["step"] for r in records(folder) if r["kind"] == "epoch"] == [5, 10]  # no step was lost
+
+
+def test_too_many_unreadable_training_videos_end_the_run(tmp_path, videos):
+    listed = [line.rsplit(" ", 1)[0] for line in (videos / "train.csv").read_text().splitlines()]
+    root = damaged(videos, tmp_path / "videos", *listed[:8])
+    with pytest.raises(UserError, match="more than data.max_unreadable 2"):
+        run(tiny(tmp_path, root))
+
+
+def test_an_unreadable_validation_video_is_named_and_not_scored(tmp_path, videos, capsys):
+    listed = [line.rsplit(" ", 1)[0] for line in (videos / "val.csv").read_text().splitlines()]
+    root = damaged(videos, tmp_path / "videos", listed[5])
+    folder = run(tiny(tmp_path, root, "train.epochs=1"))
+    (epoch,) = (r for r in records(folder) if r["kind"] == "epoch")
+    assert (epoch["val/videos_scored"], epoch["val/videos_unreadable"]) == (10, 1)
+    assert f"validation video not scored: {root / listed[5]}" in capsys.readouterr().err
+
+
+def test_a_diverged_run_stops(tmp_path, videos):
+    with pytest.raises(UserError, match="training loss is (nan|inf)"):
+        run(tiny(tmp_path, videos, "optim.lr=1e6", "model.norm=none", "train.epochs=20"))

@@ -1,0 +1,105 @@
+"""What the writers write, read back by others: json and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from video_gn.engine.writers import Writers, read_log, say
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """Lines of log.jsonl as strict JSON, which knows no NaN."""
+    text = (folder / "log.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def tensorboard_of(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+
+
+def scalars_of(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in tensorboard_of(folder).Scalars(tag)]
+
+
+def test_log_lines(tmp_path: Path) -> None:
+    begin = time.time()
+    with Writers(tmp_path) as writers:
+        writers.write("train", 20, 1 / 3, {"train/loss": 2.5, "train/lr": 0.005})
+        lines = log_of(tmp_path)  # a line is there at once, not when the run ends
+        writers.write("epoch", 60, 1, {"val/top1_error": 12.25, "val/videos_scored": 40})
+        assert lines == log_of(tmp_path)[:1]
+    first, second = log_of(tmp_path)
+    assert begin - 0.001 <= first.pop("time") <= second.pop("time") <= time.time() + 0.001
+    assert first.pop("epoch") == pytest.approx(1 / 3, abs=1e-4)
+    assert first == {"kind": "train", "step": 20, "train/loss": 2.5, "train/lr": 0.005}
+    assert second == {"kind": "epoch", "step": 60, "epoch": 1, "val/top1_error": 12.25, "val/videos_scored": 40}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_say_is_null(tmp_path: Path, value: float) -> None:
+    with Writers(tmp_path) as writers:
+        writers.write("epoch", 1, 1.0, {"val/loss": value, "val/top1_error": 50.0})
+    (line,) = log_of(tmp_path)
+    assert line["val/loss"] is None
+    assert line["val/top1_error"] == 50.0
+
+
+def test_tensorboard_events(tmp_path: Path) -> None:
+    with Writers(tmp_path) as writers:
+        writers.text("config", "seed: 0")
+        for step in (1, 2, 3):
+            writers.write("train", step, step / 10, {"train/loss": 2 / step, "train/lr": 0.01})
+        writers.write("epoch", 3, 1, {"val/top1_error": 75.0})
+    events = tensorboard_of(tmp_path)
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "val/top1_error"}
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2), (2, 1), (3, pytest.approx(2 / 3))]
+    assert [(e.step, e.value) for e in events.Scalars("val/top1_error")] == [(3, 75.0)]
+    (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("config")]
+    assert events.Tensors(tag)[0].tensor_proto.string_val == [b"seed: 0"]
+
+
+def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:
+    with Writers(tmp_path) as writers:
+        for step in (10, 20, 30, 40):
+            writers.write("train", step, step / 20, {"train/loss": float(step)})
+        writers.write("epoch", 20, 1, {"val/loss": 0.5})
+    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "st')  # cut by a kill
+    assert [record["step"] for record in read_log(tmp_path)] == [10, 20, 30, 40, 20]
+    with Writers(tmp_path, 20) as writers:
+        writers.write("train", 30, 1.5, {"train/loss": -30.0})
+    assert [(r["step"], r.get("train/loss")) for r in log_of(tmp_path)] == [(10, 10), (20, 20), (20, None), (30, -30)]
+    assert read_log(tmp_path) == log_of(tmp_path)
+    assert scalars_of(tmp_path, "train/loss") == [(10, 10), (20, 20), (30, -30)]
+    assert scalars_of(tmp_path, "val/loss") == [(20, 0.5)]
+
+
+def test_a_run_from_the_start_drops_all(tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint begins again at step 0."""
+    for value in (1.0, 2.0):
+        with Writers(tmp_path) as writers:
+            writers.write("train", 1, 0.1, {"train/loss": value})
+    assert [record["train/loss"] for record in log_of(tmp_path)] == [2.0]
+    assert scalars_of(tmp_path, "train/loss") == [(1, 2.0)]
+
+
+def test_files_are_closed_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Writers(tmp_path) as writers:
+        writers.write("train", 1, 0.1, {"train/loss": 1.0})
+        raise ZeroDivisionError
+    assert writers.log.closed
+    assert scalars_of(tmp_path, "train/loss") == [(1, 1.0)]
+
+
+def test_say_leaves_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    say("epoch 1: ü")
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "epoch 1: ü\n")
