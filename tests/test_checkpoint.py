@@ -135,7 +135,8 @@ class Bomb:
 
 
 def pickled(path: Path) -> None:
-    path.write_bytes(pickle.dumps({**state(9), "model": Bomb(path.parent / "ran")}))
+    bomb = {**state(9), "model": Bomb(path.parent / "ran")}
+    path.write_bytes(pickle.dumps(bomb, protocol=2))  # torch's own protocol
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -259,7 +259,7 @@ def test_frames_before_an_edit_list_are_not_counted(videos, tmp_path, decoder) -
 def test_the_best_stream_is_read_not_the_first(tmp_path, decoder) -> None:
     with av.open(str(tmp_path / "two.mkv"), "w") as out:
         streams = [out.add_stream("libx264", rate=25) for _ in range(2)]
-        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default
+        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default.value
         for stream, (height, width) in zip(streams, [(32, 48), (H, W)], strict=True):
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for i in range(30):
@@ -342,7 +342,7 @@ def test_a_cover_picture_is_no_video(tmp_path) -> None:
     with av.open(str(path), "w") as out:
         sound, cover = out.add_stream("mp3", rate=44100), out.add_stream("mjpeg", rate=25)
         cover.height, cover.width, cover.pix_fmt = H, W, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         out.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(1), format="rgb24")))
         samples = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
         samples.sample_rate = 44100

@@ -33,8 +33,8 @@ def tiny(norm: str, **model: Any) -> dict[str, Any]:
     return describe(Config(output_dir="unused", model=section, data=data))
 
 
-# (channels in, channels out, kernel volume, cells of the output) of the tiny net's convolutions: conv1; then a, b, c and
-# shortcut of a block of each stage. 16 x 64 x 64 -> conv1 8 x 32 x 32 -> pool 4 x 15 x 15 -> pool2 2 x 15 x 15.
+# (channels in, channels out, kernel volume, cells of the output) of the tiny net's convolutions: conv1; then a, b, c
+# and shortcut of a block of each stage. 16 x 64 x 64 -> conv1 8 x 32 x 32 -> pool 4 x 15 x 15 -> pool2 2 x 15 x 15.
 TINY_CONVOLUTIONS = [
     (3, 4, 5 * 7 * 7, 8 * 32 * 32),
     *[(4, 4, 3, 4 * 225), (4, 4, 9, 4 * 225), (4, 16, 1, 4 * 225), (4, 16, 1, 4 * 225)],

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def ranked(places: list[int], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and labels where the label of row i has the `places[i]`-th best score (0: the best); label = row number."""
+    """Scores and labels: the label of row i is i mod `classes`, and has the `places[i]`-th best score (0: the best)."""
     labels = torch.arange(len(places)) % classes
     scores = torch.zeros(len(places), classes)
     for row, (label, place) in enumerate(zip(labels.tolist(), places, strict=True)):

@@ -39,7 +39,9 @@ def main() -> None:
     with world(config.device) as ranks:
         train(config, ranks)
     say(f"3/4 {config.test.clips}-clip test")
-    result = finished_result(run / "checkpoints" / "last.pt", config) or test_checkpoint(run / "checkpoints" / "last.pt")
+    result = finished_result(run / "checkpoints" / "last.pt", config) or test_checkpoint(
+        run / "checkpoints" / "last.pt"
+    )
     say("4/4 curves")
     curves = plot_curves([run], run / "curves.png")
     assert result is not None  # a single process is rank 0

@@ -8,7 +8,7 @@ thread: loading is parallel over videos. What FFmpeg makes of a damaged frame co
 torchcodec cannot read. Their limits:
 
 - torchcodec (needs FFmpeg's shared libraries) numbers frames by the packets' timestamps. In AVI, MPEG-PS and
-  MPEG-TS this goes wrong, so it may not read them here. It raises at the last frame of some open GOPs. It does
+  MPEG-TS this goes wrong, and it may not read them. It raises at the last frame of some open GOPs. It does
   not notice a packet without a frame (dropped frames in MPEG-4), and takes the next one.
 - pyav: a file without true timestamps, or whose seeks land too late, is decoded from its start for each read;
   a packet without a frame is noticed when it is come across.
@@ -182,11 +182,16 @@ def _head(path: str) -> bytes:
 
 
 @contextmanager
-def _as_video_error(path: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a library's complaint about a file into a VideoError with one line of reason."""
+def _reading(path: str) -> Iterator[None]:
+    """Turn a library's complaint about a file into a VideoError with one line of reason.
+
+    Damaged files make the libraries raise nearly anything (PyAV: IndexError, where a stream appears late).
+    """
     try:
         yield
-    except errors as error:
+    except VideoError:
+        raise
+    except Exception as error:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         line = text.strip().splitlines()[0].replace(os.path.abspath(path), "")
         line = re.sub(r"^.*\.(cpp|cc|h):\d+[,:]", "", line)  # where in the library's source it was raised
@@ -241,9 +246,8 @@ class _TorchcodecReader(VideoReader):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._errors = functools.partial(_as_video_error, path, RuntimeError, ValueError, IndexError)
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": "cpu", "seek_mode": "exact"}
-        with self._errors():
+        with _reading(self.path):
             self._video = _load("torchcodec").VideoDecoder(os.path.abspath(path), **options)
             first = self._video.get_frame_at(0)
         # Where the timestamps are not those of the frames, this frame is not the first one it has counted.
@@ -257,7 +261,7 @@ class _TorchcodecReader(VideoReader):
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         seconds: list[float] = []
         for start in range(0, len(indices), _CHUNK):
-            with self._errors():
+            with _reading(self.path):
                 batch = self._video.get_frames_at(indices[start : start + _CHUNK])
             out[start : start + _CHUNK] = batch.data.numpy()[:, box[0], box[1]]
             seconds += batch.pts_seconds.tolist()
@@ -285,10 +289,9 @@ class _PyAVReader(VideoReader):
         self.path = path
         self._av = _load("pyav")
         self._container: Any = None
-        self._errors = functools.partial(_as_video_error, path, self._av.FFmpegError, ValueError, OSError)
         self._rgb = importlib.import_module("av.video.reformatter").VideoReformatter()
         try:
-            with self._errors():
+            with _reading(self.path):
                 self._rewind()
                 self._pts, self._keyframes = self._timestamps()
                 first = next(self._frames(self._keyframe(0)), None) if self._pts else None
@@ -313,10 +316,12 @@ class _PyAVReader(VideoReader):
         self.close()
         # Some files carry tags that are not UTF-8.
         self._container = self._av.open(os.path.abspath(self.path), metadata_errors="replace")
-        self._stream = self._container.streams.best("video")
-        if self._stream is None or self._stream.disposition & self._av.stream.Disposition.attached_pic:
+        self._stream = stream = self._container.streams.best("video")
+        if stream is None or stream.disposition & self._av.stream.Disposition.attached_pic:
             raise VideoError(self.path, "no video stream")
-        self._stream.codec_context.thread_count = 1
+        if stream.codec_context is None:
+            raise VideoError(self.path, "no decoder for its codec")
+        stream.codec_context.thread_count = 1
 
     def _timestamps(self) -> tuple[list[int], list[int]]:
         """Sorted timestamps of frames and of keyframes; empty where packets do not bear the frames' own."""
@@ -394,7 +399,7 @@ class _PyAVReader(VideoReader):
         return (frame for i, frame in enumerate(islice(self._frames(), indices[-1] + 1)) if i in chosen)
 
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
-        with self._errors():
+        with _reading(self.path):
             if indices[-1] < len(self._pts):
                 try:
                     return self._fill(out, box, self._by_timestamp(indices))
@@ -421,10 +426,8 @@ class _DecordReader(VideoReader):
     def __init__(self, path: str) -> None:
         self.path = path
         decord = _load("decord")
-        errors = decord.DECORDError, RuntimeError, IndexError, AssertionError, StopIteration
-        self._errors = functools.partial(_as_video_error, path, *errors)
         decord.logging.set_level(decord.logging.QUIET)
-        with self._errors():
+        with _reading(self.path):
             self._video = decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._video)
             self.height, self.width = self._video[0].shape[:2]
@@ -432,7 +435,7 @@ class _DecordReader(VideoReader):
 
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         for start in range(0, len(indices), _CHUNK):
-            with self._errors():
+            with _reading(self.path):
                 batch = self._video.get_batch(indices[start : start + _CHUNK]).asnumpy()
             out[start : start + _CHUNK] = batch[:, box[0], box[1]]
 

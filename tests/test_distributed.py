@@ -1,0 +1,153 @@
+"""Collectives of real process groups on this machine's CPU, and of a single process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from video_gn.engine.distributed import World, world
+from video_gn.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = torch.tensor([[1.0, 10.0], [5.0, 12.0], [0.0, 9.5], [-2.0, 10.5], [7.0, 8.0], [3.0, 11.0]])
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from video_gn.engine.distributed import world
+
+folder, data = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
+with world("cpu") as ranks:
+    rank, size = ranks.rank, ranks.size
+    tensor = torch.tensor([rank + 1, 10], dtype=torch.float64)
+    returned = ranks.sum(tensor)
+    share = data.chunk(size)[rank]
+    mean, variance = share.mean(0), share.var(0, unbiased=False)
+    second = [torch.full((1,), float(rank)), torch.zeros(1)]
+    ranks.mean_of_moments([mean, second[0]], [variance, second[1]])
+    result = {
+        "rank": rank,
+        "size": size,
+        "is_main": ranks.is_main,
+        "device": str(ranks.device),
+        "sum": tensor.tolist(),
+        "in_place": returned is tensor,
+        "gather": ranks.gather({"rank": rank, "text": "ü" * rank}),
+        "broadcast": ranks.broadcast([rank, "from rank", rank]),
+        "broadcast none": ranks.broadcast(None if rank == 0 else rank),
+        "mean": mean.tolist(),
+        "variance": variance.tolist(),
+        "second": [second[0].item(), second[1].item()],
+    }
+    if ranks.is_main:
+        time.sleep(0.2)
+        (folder / "before").touch()
+    ranks.barrier()
+    result["barrier"] = (folder / "before").exists()
+result["left"] = not dist.is_initialized()
+(folder / f"{rank}.json").write_text(json.dumps(result))
+"""
+
+
+def run_ranks(script: str, size: int, folder: Path, *arguments: str) -> None:
+    """Run a Python script, given `folder` and `arguments`, as the ranks of a group, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(size):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-W", "ignore", "-c", script, str(folder), *arguments]
+        environment = {**os.environ, **place, **rendezvous}
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank of a group of `param` saw."""
+    folder = tmp_path_factory.mktemp("group")
+    run_ranks(SCRIPT, request.param, folder, json.dumps(DATA.tolist()))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+
+
+def test_places(group: list[dict[str, Any]]) -> None:
+    size = len(group)
+    assert [(seen["rank"], seen["size"]) for seen in group] == [(rank, size) for rank in range(size)]
+    assert [seen["is_main"] for seen in group] == [True] + [False] * (size - 1)
+    assert all(seen["device"] == "cpu" and seen["left"] for seen in group)
+
+
+def test_sum(group: list[dict[str, Any]]) -> None:
+    assert all(seen["sum"] == [{2: 3, 3: 6}[len(group)], 10 * len(group)] for seen in group)
+    assert all(seen["in_place"] for seen in group)
+
+
+def test_gather(group: list[dict[str, Any]]) -> None:
+    assert group[0]["gather"] == [{"rank": rank, "text": "ü" * rank} for rank in range(len(group))]
+    assert all(seen["gather"] == [] for seen in group[1:])
+
+
+def test_broadcast(group: list[dict[str, Any]]) -> None:
+    assert all(seen["broadcast"] == [0, "from rank", 0] for seen in group)
+    assert all(seen["broadcast none"] is None for seen in group)
+
+
+def test_barrier(group: list[dict[str, Any]]) -> None:
+    assert all(seen["barrier"] for seen in group)
+
+
+def test_moments_are_those_of_the_concatenated_data(group: list[dict[str, Any]]) -> None:
+    """Column 0: sum 14, squares 88; column 1: sum 61, deviations from 61 / 6 summed by hand below."""
+    mean = [14 / 6, 61 / 6]
+    column1 = [10, 12, 9.5, 10.5, 8, 11]
+    variance = [88 / 6 - (14 / 6) ** 2, sum((x - 61 / 6) ** 2 for x in column1) / 6]
+    for seen in group:
+        assert seen["mean"] == pytest.approx(mean, rel=1e-5)
+        assert seen["variance"] == pytest.approx(variance, rel=1e-4)
+        spread = {2: [0.5, 0.25], 3: [1, 2 / 3]}[len(group)]  # ranks 0, 1 (, 2), each constant
+        assert seen["second"] == pytest.approx(spread)
+
+
+def test_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with world("cpu") as alone:
+        assert alone == World(0, 1, torch.device("cpu"))
+        assert alone.is_main
+        assert not dist.is_initialized()
+        tensor, value = torch.tensor([1.0, 2.0]), object()
+        assert alone.sum(tensor) is tensor
+        assert tensor.tolist() == [1, 2]
+        assert alone.gather(value) == [value]
+        assert alone.broadcast(value) is value
+        alone.barrier()
+        mean, variance = torch.tensor([3.0]), torch.tensor([0.5])
+        alone.mean_of_moments([mean], [variance])
+        assert (mean.item(), variance.item()) == (3, 0.5)
+
+
+def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="device cuda: this torch sees no GPU; set device=cpu"), world("cuda"):
+        pytest.fail("no error")
+    with world("auto") as alone:
+        assert alone.device == torch.device("cpu")

@@ -1,0 +1,236 @@
+"""A run's folder: made, reopened for the same experiment, left alone for any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import video_gn
+from video_gn.config import Config, Section, load_config, parse_config
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.runfolder import environment, open_run
+from video_gn.errors import UserError
+
+LISTS = {"train": "aa", "val": "bb"}
+
+# Another valid value of every key; a key that is added to the config must be added to one of the two.
+FIXED: dict[str, Any] = {
+    "seed": 1,
+    "model.arch": "resnet101",
+    "model.blocks": [1, 1, 1, 1],
+    "model.width": 32,
+    "model.temporal": "c2d",
+    "model.stem": "sparse",
+    "model.norm": "bn",
+    "model.groups": 16,
+    "model.channels_per_group": 4,
+    "model.num_classes": 10,
+    "model.dropout": 0.0,
+    "data.train_list": "other.csv",
+    "data.val_list": "other.csv",
+    "data.frames": 64,
+    "data.stride": 1,
+    "data.crop": 112,
+    "data.short_side": [256, 256],
+    "data.flip": 0.0,
+    "data.mean": [0.5, 0.45, 0.45],
+    "data.std": [0.225, 0.225, 0.25],
+    "data.decoder": "pyav",
+    "optim.lr": 0.02,
+    "optim.reference_batch": 32,
+    "optim.momentum": 0.8,
+    "optim.nesterov": False,
+    "optim.weight_decay": 0.0,
+    "optim.norm_weight_decay": 1e-4,
+    "optim.schedule": "cosine",
+    "optim.milestones": [41],
+    "optim.decay": 0.5,
+    "optim.warmup_epochs": 2.0,
+    "optim.warmup_start": 0.0,
+    "train.epochs": 110,
+    "train.clips_per_gpu": 4,
+    "train.global_batch": 32,
+}
+FREE: dict[str, Any] = {
+    "device": "cpu",
+    "data.root": "/elsewhere",
+    "data.workers": 0,
+    "data.max_unreadable": 3,
+    "data.test_list": "other.csv",
+    "data.class_names": "classes.txt",
+    "train.precision": "fp32",
+    "train.channels_last": False,
+    "train.eval_every": 5,
+    "train.log_every": 1,
+    "train.precise_bn_batches": 0,
+    "test.views": "center",
+    "test.clips": 1,
+    "test.clip_starts": "baseline",
+    "test.short_side": 288,
+    "test.clips_per_batch": 1,
+    "test.max_unreadable": 1,
+    "checkpoint.every_epochs": 2,
+}
+
+
+def config(folder: Path, *changes: tuple[str, Any]) -> Config:
+    return parse_config({"output_dir": str(folder)}, [f"{key}={json.dumps(value)}" for key, value in changes])
+
+
+def keys(section: type[Section] = Config, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        found |= keys(field.annotation, f"{prefix}{name}.") if nested else {prefix + name}
+    return found
+
+
+def save(of: Config, folder: Path, step: int = 5) -> None:
+    """What the loop saves at the end of an epoch."""
+    state = {
+        "model": {"w": torch.ones(2)},
+        "optimizer": {},
+        "step": step,
+        "best_error": 40.0,
+        "config": of.model_dump(mode="json"),
+        "lists": LISTS,
+    }
+    ckpt.save_last(folder / "checkpoints", state)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder of a run of the default config, with two checkpoints and a log."""
+    folder = tmp_path / "runs" / "ü 1"
+    assert open_run(config(folder), LISTS) is None
+    save(config(folder), folder, step=4)
+    save(config(folder), folder, step=5)
+    (folder / "log.jsonl").write_text('{"step": 5}\n')
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def refused(of: Config, lists: dict[str, str] = LISTS) -> str:
+    """The message with which a folder is refused, after checking that nothing in it has changed."""
+    folder = Path(of.output_dir)
+    before = contents(folder)
+    with pytest.raises(UserError) as caught:
+        open_run(of, lists)
+    assert contents(folder) == before
+    message = str(caught.value)
+    assert message.startswith(str(folder))
+    assert "output_dir" in message
+    assert "\n" not in message
+    return message
+
+
+def test_every_key_is_fixed_or_free() -> None:
+    assert keys() - {"output_dir", "resume"} == FIXED.keys() | FREE.keys()
+    assert not FIXED.keys() & FREE.keys()
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_new_folder(tmp_path: Path, resume: str) -> None:
+    new = config(tmp_path / "a" / "b", ("resume", resume), ("model.width", 32))
+    assert open_run(new, LISTS) is None
+    folder = tmp_path / "a" / "b"
+    assert contents(folder).keys() == {"checkpoints", "config.yaml", "environment.json"}
+    assert load_config(folder / "config.yaml") == new
+    recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert recorded["torch"] == torch.__version__
+    assert recorded["video_gn"] == video_gn.__version__
+    assert recorded.keys() == environment().keys()
+
+
+def test_an_empty_folder_is_new(tmp_path: Path) -> None:
+    assert open_run(config(tmp_path), LISTS) is None
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_run_without_checkpoints_starts_again(tmp_path: Path) -> None:
+    """It was killed in its first epoch."""
+    for _ in range(2):
+        assert open_run(config(tmp_path), LISTS) is None
+
+
+def test_the_same_experiment_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = open_run(config(run), LISTS)
+    assert state is not None
+    assert (state["step"], state["best_error"], state["model"]["w"].tolist()) == (5, 40.0, [1, 1])
+    assert capsys.readouterr() == ("", "")
+    assert contents(run)["log.jsonl"] == b'{"step": 5}\n'
+
+
+def test_a_damaged_checkpoint_falls_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "last.pt").write_bytes(b"half")
+    state = open_run(config(run), LISTS)
+    assert state is not None
+    assert state["step"] == 4
+    assert "warning: " in capsys.readouterr().err
+    (run / "checkpoints" / "previous.pt").write_bytes(b"")
+    assert "no checkpoint is whole" in refused(config(run))
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_another_experiment_is_refused(run: Path, key: str) -> None:
+    message = refused(config(run, (key, FIXED[key])))
+    old = parse_config(config(run).model_dump(mode="json"))  # as a checkpoint holds it
+    new = config(run, (key, FIXED[key]))
+    for part in key.split("."):
+        old, new = getattr(old, part), getattr(new, part)
+    assert f"holds another experiment ({key}: {old} -> {new}); choose another output_dir" in message
+
+
+def test_all_that_differs_is_named(run: Path) -> None:
+    message = refused(config(run, ("model.norm", "bn"), ("optim.lr", 0.1), ("data.workers", 1)))
+    assert "(model.norm: gn -> bn; optim.lr: 0.01 -> 0.1)" in message
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_free_values_may_change(run: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    new = config(run, (key, FREE[key]))
+    state = open_run(new, LISTS)
+    assert state is not None
+    assert state["step"] == 5
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"resuming with {key}: ")
+    assert output.err.endswith(f" -> {FREE[key]}\n")
+    assert load_config(run / "config.yaml") == new
+
+
+def test_a_moved_folder_goes_on(run: Path) -> None:
+    moved = run.rename(run.with_name("moved"))
+    state = open_run(config(moved), LISTS)
+    assert state is not None
+    assert state["step"] == 5
+
+
+def test_never_resume(run: Path) -> None:
+    assert "resume is never" in refused(config(run, ("resume", "never")))
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "not empty and not a run's folder" in refused(config(tmp_path))
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="cannot make the run's folder .*; set output_dir"):
+            open_run(config(path), LISTS)
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_changed_list(run: Path, name: str) -> None:
+    message = refused(config(run), {**LISTS, name: "cc"})
+    assert f"the {name} list has changed since this run began" in message
