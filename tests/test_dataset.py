@@ -265,7 +265,9 @@ def test_a_video_is_decoded_once_for_all_its_test_clips(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
     listed = [Record("a/b.mp4", 7)]
     spec = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), flip=0.5)
-    clips = module.TestClips(listed, "root", "decord", spec, views="three", clips=5, clip_starts="spread", short_side=30)
+    clips = module.TestClips(
+        listed, "root", "decord", spec, views="three", clips=5, clip_starts="spread", short_side=30
+    )
     item = clips[0]
     # starts 0, 7, 14, 21, 28 of 40 - 12 = 28; frames 21 and 28 are wanted twice, 7 * 1 + 3 * 3 = 16 once
     expected = [[start + i * 3 for i in range(4)] for start in (0, 7, 14, 21, 28)]
@@ -342,9 +344,7 @@ def test_no_substitution_with_max_unreadable_0(folder: Path) -> None:
     assert clips[0, order.index(1)].index == 1
 
 
-def test_a_video_that_breaks_while_it_is_read_is_substituted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_that_breaks_while_it_is_read_is_substituted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only what cannot be opened."""
     whole = module.open_video
 

@@ -241,18 +241,34 @@ def test_rotation_is_applied(tmp_path, decoder, matrix, shape, corner) -> None:
         assert video.read([2], box=(y, x, 16, 16)).float().mean() > 240  # the box is in displayed pixels
 
 
-@pytest.mark.parametrize("decoder", BACKENDS)
-def test_frames_before_an_edit_list_are_not_counted(videos, tmp_path, decoder) -> None:
+@pytest.fixture(scope="session")
+def edited(videos, tmp_path_factory) -> Path:
+    """Frames 23 to 59 of a video; an edit list hides those before, which are needed to decode them."""
+
     def earlier(_, packet):
         packet.pts -= 23 * 512  # 512 ticks a frame: frames 0 to 22 now lie before time 0
         packet.dts -= 23 * 512
         return packet
 
-    path = remux(videos["long_gop.mp4"], tmp_path / "edited.mp4", earlier)
-    with open_video(path, decoder) as video:
+    return remux(videos["long_gop.mp4"], tmp_path_factory.mktemp("edited") / "edited.mp4", earlier)
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_frames_before_an_edit_list_are_not_counted(edited, decoder) -> None:
+    with open_video(edited, decoder) as video:
         assert video.num_frames == 37
         assert numbers(video.read(range(37))) == list(range(23, 60))
         assert numbers(video.read([5])) == [28]
+
+
+def test_pyav_decodes_from_the_start_only_where_timestamps_are_not_true(videos, edited, monkeypatch) -> None:
+    counted = []
+    count = decode._PyAVReader._count
+    monkeypatch.setattr(decode._PyAVReader, "_count", lambda self: counted.append(self.path) or count(self))
+    for path in [*videos.values(), edited]:
+        with open_video(path, "pyav") as video:
+            video.read([video.num_frames - 1, video.num_frames // 2])
+    assert counted == [str(videos["b_frames.avi"]), str(videos["raw.h264"])]
 
 
 @pytest.mark.parametrize("decoder", BACKENDS)

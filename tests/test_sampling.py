@@ -107,7 +107,16 @@ def test_starts_follow_the_rule(num_frames: int, frames: int, stride: int, clips
 
 @pytest.mark.parametrize(
     ("num_frames", "frames", "stride", "last"),
-    [(20, 4, 3, 8), (13, 4, 3, 1), (12, 4, 3, 0), (11, 4, 3, 0), (1, 4, 3, 0), (6, 4, 0, 5), (1, 4, 0, 0), (5, 1, 1, 4)],
+    [
+        (20, 4, 3, 8),
+        (13, 4, 3, 1),
+        (12, 4, 3, 0),
+        (11, 4, 3, 0),
+        (1, 4, 3, 0),
+        (6, 4, 0, 5),
+        (1, 4, 0, 0),
+        (5, 1, 1, 4),
+    ],
 )
 def test_random_starts_are_uniform_over_the_valid_ones(num_frames: int, frames: int, stride: int, last: int) -> None:
     """Every start of 0 ... N - T s is drawn, none beyond, each about equally often (5 standard deviations)."""

@@ -40,7 +40,7 @@ class ModelConfig(Section):
     temporal: Literal["i3d", "c2d"] = "i3d"
     """`i3d`: inflated kernels (conv1 5x7x7, every other 1x1x1 becomes 3x1x1). `c2d`: all temporal kernels are 1."""
     stem: Literal["dense", "sparse", "slowfast"] = "dense"
-    """`dense`: temporal stride 4 before res2 (32 and 64 frames). `sparse`: 1 (8 frames). `slowfast`: as that zoo pads."""
+    """`dense`: temporal stride 4 before res2 (32, 64 frames). `sparse`: 1 (8 frames). `slowfast`: as its zoo."""
     norm: Literal["bn", "gn", "ln", "in", "none"] = "gn"
     groups: Positive = 32
     """GN: the number of groups G."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from video_gn.engine.writers import say
 from video_gn.errors import UserError
 
 T = TypeVar("T")
@@ -79,6 +80,8 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(place)
     else:
         place = torch.device("cpu")
+    if place.type == "cuda" and rank == 0 and (hazard := conv3d_hazard(torch.__version__)):
+        say(hazard)
     if size > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
@@ -86,3 +89,13 @@ def world(device: str = "auto") -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def conv3d_hazard(version: str) -> str | None:
+    """A warning for torch versions whose Conv3d is known to be bad on GPUs (pytorch #166122, #166643, #163539)."""
+    if version.split(".")[:2] != ["2", "9"]:
+        return None
+    return (
+        f"warning: torch {version} has a slow, memory-hungry Conv3d, wrong in bf16 with cuDNN below 9.15; "
+        "use another torch version"
+    )

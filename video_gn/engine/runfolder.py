@@ -22,11 +22,12 @@ FREE_TO_CHANGE = {"data.root", "data.workers", "data.max_unreadable", "data.test
 """Values of the model, data and optim sections that do not change what a run computes."""
 
 
-def open_run(config: Config, lists: dict[str, str]) -> Checkpoint | None:
+def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] | None = None) -> Checkpoint | None:
     """Make or reopen the run's folder; returns the checkpoint to go on from, if there is one.
 
     Args:
         lists: hash of each data list, as `Checkpoint` holds them.
+        derived: what follows from the config and the number of ranks; goes into environment.json.
 
     Raises:
         UserError: the folder holds another experiment, or its checkpoints are damaged. Nothing is written then.
@@ -38,7 +39,8 @@ def open_run(config: Config, lists: dict[str, str]) -> Checkpoint | None:
     except OSError as error:
         raise UserError(f"{folder}: cannot make the run's folder ({error.strerror}); set output_dir") from None
     ckpt.write_text(folder / "config.yaml", to_yaml(config))
-    ckpt.write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    facts = environment() | {"derived": derived or {}}
+    ckpt.write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
     return state
 
 

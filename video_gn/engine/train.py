@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -276,7 +277,7 @@ class Trainer:
         state: ckpt.Checkpoint | None = None
         if self.world.is_main:
             try:
-                state = open_run(self.config, self.lists)
+                state = open_run(self.config, self.lists, asdict(self.plan))
             except UserError as error:
                 problem = str(error)
         problem = self.world.broadcast(problem)
