@@ -34,12 +34,12 @@ format: $(VENV)/installed-dev
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar on -e .
+	$(BIN)/python -m pip install -e .
 	touch $@
 
 $(VENV)/installed-dev: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar on -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@
 
 clean:

@@ -20,7 +20,7 @@ setup(
     install_requires=[
         "torch>=2.7",
         "numpy>=1.26",
-        "av>=14",
+        "av>=17",
         "pyyaml>=6",
         "pydantic>=2.7",
         "tensorboard>=2.15",

@@ -383,8 +383,19 @@ def test_a_config_is_a_mapping(write: Write, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["model: {norm: gn", "\tseed: 1", "seed: 'a", "a: b: c", "? [1]\n: 2", "? {a: 1}\n: 2", "seed: 1\n--- \nseed: 2"]
-    + ["seed: *unknown", "seed: !python/name:os.system x", "seed: " + "[" * 3000, "seed: \x01"],
+    [
+        "model: {norm: gn",
+        "\tseed: 1",
+        "seed: 'a",
+        "a: b: c",
+        "? [1]\n: 2",
+        "? {a: 1}\n: 2",
+        "seed: 1\n--- \nseed: 2",
+        "seed: *unknown",
+        "seed: !python/name:os.system x",
+        "seed: " + "[" * 3000,
+        "seed: \x01",
+    ],
 )
 def test_a_file_that_is_no_yaml(write: Write, text: str) -> None:
     assert "exp.yaml: not valid YAML" in message(write(text))
@@ -580,8 +591,14 @@ def test_odd_files_give_a_user_error(data: str) -> None:
 @pytest.mark.xfail(strict=True, reason="not a UserError")
 @pytest.mark.parametrize(
     "override",
-    ["data.root=2024-13-45", "optim.nesterov=!!bool perhaps", "seed=!!int x", "seed=0x_", "seed=" + "9" * 5000]
-    + ["seed=" + "[" * 3000],
+    [
+        "data.root=2024-13-45",
+        "optim.nesterov=!!bool perhaps",
+        "seed=!!int x",
+        "seed=0x_",
+        "seed=" + "9" * 5000,
+        "seed=" + "[" * 3000,
+    ],
     ids=lambda override: override[:20],
 )
 def test_odd_overrides_give_a_user_error(override: str) -> None:

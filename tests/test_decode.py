@@ -268,7 +268,8 @@ def test_pyav_decodes_from_the_start_only_where_timestamps_are_not_true(videos, 
     for path in [*videos.values(), edited]:
         with open_video(path, "pyav") as video:
             video.read([video.num_frames - 1, video.num_frames // 2])
-    assert counted == [str(videos["b_frames.avi"]), str(videos["raw.h264"])]
+    # (One frame alone cannot show that its time is true.)
+    assert counted == [str(videos[name]) for name in ("b_frames.avi", "raw.h264", "one_frame.mp4")]
 
 
 @pytest.mark.parametrize("decoder", BACKENDS)
@@ -566,6 +567,25 @@ def test_a_frame_that_torchcodec_cannot_read_comes_from_pyav(videos, broken, cap
         with pytest.raises(VideoError, match="frame 60 is lost: only 60 can be decoded"):
             video.read([60])
         assert numbers(video.read([9])) == [9]
+
+
+def test_a_wrong_frame_from_torchcodec_is_noticed(videos, monkeypatch) -> None:
+    class Late(_Broken):
+        metadata = types.SimpleNamespace(begin_stream_seconds=-0.8, average_fps=25.0)
+
+    class Stuck(_Broken):
+        def get_frames_at(self, indices: list[int]):
+            batch = super().get_frames_at(indices)
+            return types.SimpleNamespace(pts_seconds=batch.pts_seconds.clamp(max=0.1), data=batch.data)
+
+    _pretend(monkeypatch, torchcodec=types.SimpleNamespace(VideoDecoder=Late))
+    with pytest.raises(VideoError, match=r"first frame comes at 0\.000 s, should at -0\.800 s"):
+        open_video(videos["long_gop.mp4"], "torchcodec")
+    monkeypatch.setattr(decode._load("torchcodec"), "VideoDecoder", Stuck)
+    with open_video(videos["long_gop.mp4"], "torchcodec") as video:
+        assert numbers(video.read([0, 1, 2])) == [0, 1, 2]
+        with pytest.raises(VideoError, match="different indices gave the same frame"):
+            video.read([3, 4])
 
 
 # ---- resources ----

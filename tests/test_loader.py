@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_a_batch_holds_all_clips_of_an_item() -> None:
 
 
 def test_an_error_of_the_loader_is_not_swallowed() -> None:
-    def broken():  # noqa: ANN202
+    def broken() -> Iterator[list[Clips]]:
         yield LISTS[0]
         raise RuntimeError("a worker died")
 
@@ -227,7 +228,7 @@ def test_time_spent_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("video_gn.data.loader.time.perf_counter", lambda: now[0])
 
     class Slow:
-        def __iter__(self):  # noqa: ANN204
+        def __iter__(self) -> Iterator[list[Clips]]:
             for items in LISTS[:2]:
                 now[0] += 1
                 yield items

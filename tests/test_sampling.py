@@ -85,7 +85,7 @@ def test_the_baselines_last_clips_wrap() -> None:
 @given(st.integers(1, 400), st.integers(1, 64), st.integers(0, 9), st.integers(1, 12))
 @RULE
 def test_starts_follow_the_rule(num_frames: int, frames: int, stride: int, clips: int) -> None:
-    """Spread starts are within half a frame of the exact k (N - T s) / (K - 1), ends exact; short videos floor k N / K."""
+    """Spread starts are within half a frame of k (N - T s) / (K - 1), ends exact; short videos have floor k N / K."""
     starts = uniform_starts(num_frames, frames, stride, clips)
     valid = num_frames - frames * stride if stride else num_frames - 1
     if valid < 0:
@@ -144,7 +144,7 @@ def test_a_random_start_is_valid(num_frames: int, frames: int, stride: int, seed
 @RULE
 def test_a_key_gives_its_numbers_whatever_was_drawn_before(key: list[int]) -> None:
     first = keyed_rng(*key).random(4).tolist()
-    np.random.seed(0)  # noqa: NPY002 - the global state has no say
+    np.random.seed(0)  # the global state has no say
     keyed_rng(7, 7, 7).random(100)
     assert keyed_rng(*key).random(4).tolist() == first
 
