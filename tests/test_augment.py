@@ -97,6 +97,16 @@ def test_the_scaled_window_reaches_every_edge_of_the_source() -> None:
     assert {view.box[1] for view in views} == set(range(59))
 
 
+@pytest.mark.parametrize(("height", "width", "axis"), [(45, 61, 1), (61, 45, 0)])
+def test_rounding_never_leaves_the_source(height: int, width: int, axis: int) -> None:
+    """61 at short side 38 of 45 is 52; the last of 32 at 20 is 23.68 + 37.89, in whole pixels 24 + 38 = 62."""
+    rng = np.random.default_rng(0)
+    views = [random_view(height, width, 32, (38, 38), 0.5, rng) for _ in range(300)]
+    assert all(inside(view.box, height, width) for view in views)
+    assert {view.box[2:] for view in views} == {(38, 38)}
+    assert max(view.box[axis] for view in views) == 61 - 38
+
+
 def test_the_whole_short_side_may_be_the_crop() -> None:
     view = random_view(256, 340, 256, (256, 256), 0, np.random.default_rng(0))
     assert (view.box[0], view.box[2], view.box[3]) == (0, 256, 256)
@@ -142,6 +152,9 @@ def test_center_view(height: int, width: int, box: Box) -> None:
         # 339 at short side 256: offsets 0, 41, 82 of the scaled frame are 0, 20.66, 41.32 of the source
         (129, 171, [(0, 0, 129, 129), (0, 21, 129, 129), (0, 41, 129, 129)]),
         (171, 129, [(0, 0, 129, 129), (21, 0, 129, 129), (41, 0, 129, 129)]),
+        # 276 at short side 256: offsets 0, 10, 20 are 0, 11.76, 23.52; 24 + 301 would pass the end
+        (324, 301, [(0, 0, 301, 301), (12, 0, 301, 301), (23, 0, 301, 301)]),
+        (301, 324, [(0, 0, 301, 301), (0, 12, 301, 301), (0, 23, 301, 301)]),
         (300, 300, [(0, 0, 300, 300)] * 3),
         (512, 1024, [(0, 0, 512, 512), (0, 256, 512, 512), (0, 512, 512, 512)]),
     ],

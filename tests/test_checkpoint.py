@@ -174,6 +174,25 @@ def test_a_damaged_last_one_falls_back_to_the_one_before(tmp_path: Path, damage:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    ckpt.save_last(tmp_path, state(1, size=1000))
+    whole = bytearray((tmp_path / "last.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1  # inside the tensor: torch.load alone reads past it
+    (tmp_path / "last.pt").write_bytes(whole)
+    with pytest.raises(UserError, match="wrong checksum"):
+        ckpt.load(tmp_path / "last.pt")
+
+
+def test_a_damaged_last_one_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    for step in (1, 2):
+        ckpt.save_last(tmp_path, state(step))
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    assert last_step(tmp_path) == 1
+    ckpt.save_last(tmp_path, state(3))
+    assert ckpt.load(tmp_path / "previous.pt")["step"] == 1
+    assert (tmp_path / "last.pt.damaged").read_bytes() == b"damaged"
+
+
 def test_the_bomb_works(tmp_path: Path) -> None:
     """Else the tests above prove nothing."""
     pickled(tmp_path / "bomb.pt")

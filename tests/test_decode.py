@@ -176,14 +176,10 @@ def test_a_box_is_cut_out(tmp_path, decoder, name) -> None:
             frames = video.read([2, 0], box=(top, left, height, width))
             assert frames.shape == (2, height, width, 3)
             truth = torch.from_numpy(shades[top : top + height, left : left + width]).float()
-            assert (
-                frames.float() - truth
-            ).abs().mean() < 4  # of 255: the codec's loss; a shift by 2 pixels is more
+            assert (frames.float() - truth).abs().mean() < 4  # of 255: the codec's loss; a shift by 2 pixels is more
 
 
-@pytest.mark.parametrize(
-    "box", [(0, 0, H + 1, W), (0, 0, H, W + 1), (-1, 0, 5, 5), (0, 0, 0, 5), (60, 90, 5, 5)]
-)
+@pytest.mark.parametrize("box", [(0, 0, H + 1, W), (0, 0, H, W + 1), (-1, 0, 5, 5), (0, 0, 0, 5), (60, 90, 5, 5)])
 def test_a_box_outside_the_frame_is_refused(videos, box) -> None:
     with (
         open_video(videos["long_gop.mp4"]) as video,
@@ -195,9 +191,9 @@ def test_a_box_outside_the_frame_is_refused(videos, box) -> None:
 @pytest.mark.parametrize("decoder", BACKENDS)
 @pytest.mark.parametrize("index", [-1, 60])
 def test_an_index_outside_the_video_is_refused(videos, decoder, index) -> None:
-    with open_video(videos["long_gop.mp4"], decoder) as video:
-        with pytest.raises(IndexError, match=rf"{index} is not in \[0, 60\)"):
-            video.read([0, index])
+    outside = pytest.raises(IndexError, match=rf"{index} is not in \[0, 60\)")
+    with open_video(videos["long_gop.mp4"], decoder) as video, outside:
+        video.read([0, index])
 
 
 def test_the_frame_rate(videos) -> None:
@@ -314,8 +310,7 @@ def test_pyav_corrects_the_count_where_packets_hold_no_frame(tmp_path) -> None:
 
 def test_a_change_of_size_is_scaled_to_the_first_frame(tmp_path) -> None:
     parts = [
-        write(tmp_path / f"{h}.h264", map(numbered, [n] * 5, [h] * 5, [w] * 5))
-        for n, h, w in [(9, H, W), (6, 96, 144)]
+        write(tmp_path / f"{h}.h264", map(numbered, [n] * 5, [h] * 5, [w] * 5)) for n, h, w in [(9, H, W), (6, 96, 144)]
     ]
     path = tmp_path / "grows.h264"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -404,12 +399,22 @@ def test_damage_in_the_middle_never_shortens_or_shifts_a_read(tmp_path, decoder)
         assert video.num_frames == n == 60
 
 
-@pytest.mark.parametrize("decoder", BACKENDS)
-@pytest.mark.parametrize(
-    "name",
-    "audio_only bitflips_payload five_frames last_frame_corrupt one_frame random_bytes trunc_half_as_is "
-    "trunc_header_only_1k zero_byte zeroed_40k_middle".split(),
+DAMAGED = (
+    "audio_only",
+    "bitflips_payload",
+    "five_frames",
+    "last_frame_corrupt",
+    "one_frame",
+    "random_bytes",
+    "trunc_half_as_is",
+    "trunc_header_only_1k",
+    "zero_byte",
+    "zeroed_40k_middle",
 )
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_videos_read_what_they_promise_or_say_why(shared_data, name, decoder) -> None:
     try:
         with open_video(shared_data / "damaged_videos" / f"{name}.mp4", decoder) as video:
@@ -496,9 +501,7 @@ def test_an_unknown_decoder(videos) -> None:
         open_video(videos["long_gop.mp4"], "opencv")
 
 
-@pytest.mark.parametrize(
-    "error", [ImportError("no"), RuntimeError("Could not load libtorchcodec"), OSError("libav")]
-)
+@pytest.mark.parametrize("error", [ImportError("no"), RuntimeError("Could not load libtorchcodec"), OSError("libav")])
 def test_a_failing_import_is_tried_once(monkeypatch, error) -> None:
     tries = []
 
@@ -539,9 +542,7 @@ def broken(monkeypatch) -> None:
     _pretend(monkeypatch, torchcodec=types.SimpleNamespace(VideoDecoder=_Broken))
 
 
-def test_a_file_that_torchcodec_cannot_open_goes_to_pyav_and_the_log_once(
-    videos, tmp_path, broken, caplog
-) -> None:
+def test_a_file_that_torchcodec_cannot_open_goes_to_pyav_and_the_log_once(videos, tmp_path, broken, caplog) -> None:
     path = tmp_path / "unopened.mp4"
     path.write_bytes(videos["long_gop.mp4"].read_bytes())
     for _ in range(2):
@@ -549,10 +550,7 @@ def test_a_file_that_torchcodec_cannot_open_goes_to_pyav_and_the_log_once(
             assert video.decoder == "pyav" and numbers(video.read([59])) == [59]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert (
-        str(path) in record.getMessage()
-        and "(Could not open input file: Invalid data)" in record.getMessage()
-    )
+    assert str(path) in record.getMessage() and "(Could not open input file: Invalid data)" in record.getMessage()
     with pytest.raises(VideoError, match=r"unopened\.mp4: Could not open input file: Invalid data$"):
         open_video(path, "torchcodec")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,22 @@ def test_eval_loaders_know_their_length() -> None:
     lengths = [len(eval_loader(Indices(7), 2, 0, CPU, rank, 3)) for rank in range(3)]  # type: ignore[arg-type]
     assert lengths == [2, 1, 1]
     assert len(eval_loader(Indices(2), 4, 0, CPU, 3, 4)) == 0  # type: ignore[arg-type]
+
+
+class Processes(Indices):
+    """Items are the ids of the processes that read them."""
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+def test_workers_are_processes() -> None:
+    def readers(workers: int) -> set[int]:
+        loader = eval_loader(Processes(8), 1, workers, CPU, 0, 1)  # type: ignore[arg-type]
+        return {pid for batch in loader for pid in batch}
+
+    assert readers(0) == {os.getpid()}
+    assert len(readers(2) - {os.getpid()}) == 2
 
 
 def item_of(index: int, seed: int = 0, clips: int = 1) -> Clips:

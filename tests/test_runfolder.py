@@ -30,8 +30,6 @@ FIXED: dict[str, Any] = {
     "model.channels_per_group": 4,
     "model.num_classes": 10,
     "model.dropout": 0.0,
-    "data.train_list": "other.csv",
-    "data.val_list": "other.csv",
     "data.frames": 64,
     "data.stride": 1,
     "data.crop": 112,
@@ -51,13 +49,15 @@ FIXED: dict[str, Any] = {
     "optim.decay": 0.5,
     "optim.warmup_epochs": 2.0,
     "optim.warmup_start": 0.0,
-    "train.epochs": 110,
     "train.clips_per_gpu": 4,
     "train.global_batch": 32,
 }
 FREE: dict[str, Any] = {
     "device": "cpu",
     "data.root": "/elsewhere",
+    "data.train_list": "other.csv",
+    "data.val_list": "other.csv",
+    "train.epochs": 110,
     "data.workers": 0,
     "data.max_unreadable": 3,
     "data.test_list": "other.csv",
@@ -140,14 +140,15 @@ def test_every_key_is_fixed_or_free() -> None:
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_new_folder(tmp_path: Path, resume: str) -> None:
     new = config(tmp_path / "a" / "b", ("resume", resume), ("model.width", 32))
-    assert open_run(new, LISTS) is None
+    assert open_run(new, LISTS, {"global_batch": 64}) is None
     folder = tmp_path / "a" / "b"
     assert contents(folder).keys() == {"checkpoints", "config.yaml", "environment.json"}
     assert load_config(folder / "config.yaml") == new
     recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert recorded["torch"] == torch.__version__
     assert recorded["video_gn"] == video_gn.__version__
-    assert recorded.keys() == environment().keys()
+    assert recorded.keys() == {*environment(), "derived"}
+    assert recorded["derived"] == {"global_batch": 64}
 
 
 def test_an_empty_folder_is_new(tmp_path: Path) -> None:
@@ -159,6 +160,19 @@ def test_a_run_without_checkpoints_starts_again(tmp_path: Path) -> None:
     """It was killed in its first epoch."""
     for _ in range(2):
         assert open_run(config(tmp_path), LISTS) is None
+
+
+def test_a_run_without_checkpoints_is_left_to_its_own_config(tmp_path: Path) -> None:
+    open_run(config(tmp_path / "run"), LISTS)
+    message = refused(config(tmp_path / "run", ("optim.lr", 0.02)))
+    assert "holds another experiment (optim.lr: 0.01 -> 0.02)" in message
+
+
+def test_a_checkpoint_of_weights_alone_is_no_run(run: Path) -> None:
+    path = run / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({key: state[key] for key in ("model", "config", "step")}, path)
+    assert "weights but no training state" in refused(config(run))
 
 
 def test_the_same_experiment_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,16 @@ def test_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_run_that_goes_on_adds_no_name_twice(tmp_path: Path) -> None:
+    file = tmp_path / "unreadable.txt"
+    Unreadable(file, limit=1).add(errors("a.mp4"))
+    again = Unreadable(file, limit=1)
+    again.add(errors("a.mp4"))
+    assert len(file.read_text().splitlines()) == 1
+    with pytest.raises(UserError, match="2 unreadable training videos"):
+        again.add(errors("b.mp4"))
+
+
 def test_the_limit_is_of_different_videos(tmp_path: Path) -> None:
     file = tmp_path / "unreadable.txt"
     unreadable = Unreadable(file, limit=2)

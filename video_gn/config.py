@@ -85,9 +85,7 @@ class DataConfig(Section):
         if low > high:
             raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
         if self.crop > low:
-            raise ValueError(
-                f"crop {self.crop} is larger than the smallest short side {low}; change one"
-            )
+            raise ValueError(f"crop {self.crop} is larger than the smallest short side {low}; change one")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, checksums included.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this package.
@@ -46,9 +47,12 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in runs/NAME/checkpoints/")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load reads past a flipped bit
+            if (part := archive.testzip()) is not None:
+                raise ValueError(f"wrong checksum in {part}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # many kinds, for a damaged or foreign file
+        reason = (str(error) or type(error).__name__).split("\n")[0]
         raise UserError(f"{path}: damaged or not a checkpoint ({reason:.120}); use another one of the run") from None
     if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= set(checkpoint):
         raise UserError(f"{path}: not a checkpoint of video_gn (no model, config and step in it)")
@@ -58,15 +62,21 @@ def load(path: Path) -> Checkpoint:
 def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint of a run to go on from; None where there is none at all.
 
+    A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never takes the place of a whole one.
+
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
-            return load(path)
+            checkpoint = load(path)
         except UserError as error:
             warn(f"warning: {error}")
+            continue
+        if path.name != LAST and (folder / LAST).exists():
+            os.replace(folder / LAST, folder / f"{LAST}.damaged")
+        return checkpoint
     if paths:
         raise UserError(f"{folder}: no checkpoint is whole; start again in another output_dir")
     return None
@@ -95,10 +105,13 @@ def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
         temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
+            f"{path}: cannot be written ({cause.strerror}); free space or choose another output_dir"
         ) from None
     return temporary
 

@@ -60,9 +60,10 @@ class World:
     def mean_of_moments(self, means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
         """Replace, in place, means and variances of each rank by those of all ranks' data together (equal counts)."""
         for mean, variance in zip(means, variances, strict=True):
-            square = variance + mean**2
-            mean.copy_(self.sum(mean) / self.size)
-            variance.copy_(self.sum(square) / self.size - mean**2)
+            mine = mean.clone()
+            mean.copy_(self.sum(mean.clone()) / self.size)
+            # Within ranks and between them; E[x^2] - E[x]^2 would cancel to nothing, or less.
+            variance.copy_(self.sum(variance + (mine - mean) ** 2) / self.size)
 
 
 @contextmanager

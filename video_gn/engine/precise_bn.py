@@ -33,6 +33,9 @@ def update_precise_bn(
     model.train()
     with autocast():
         update_bn_stats(model, tqdm(clips, "precise BN", number, leave=False, disable=quiet), number)
+    for norm in batch_norms(model):
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=0)  # fvcore's E[x^2] - E[x]^2 in float32 can fall below
 
 
 @torch.no_grad()

@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 import video_gn
-from video_gn.config import Config, differences, parse_config, to_yaml
+from video_gn.config import Config, differences, load_config, parse_config, to_yaml
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.checkpoint import Checkpoint
 from video_gn.engine.writers import say
 from video_gn.errors import UserError
 
-FREE_TO_CHANGE = {"data.root", "data.workers", "data.max_unreadable", "data.test_list", "data.class_names"}
+FREE_TO_CHANGE = {
+    *("data.root", "data.train_list", "data.val_list", "data.test_list", "data.class_names"),  # lists: by content
+    *("data.workers", "data.max_unreadable"),
+}
 """Values of the model, data and optim sections that do not change what a run computes."""
 
 
@@ -46,17 +49,18 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
     """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
     if config.resume == "never":
-        if any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
-            raise UserError(
-                f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder"
-            )
-        return None
+        raise UserError(f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder")
     state = ckpt.load_last(folder / "checkpoints", say)
-    if state is None:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
-            raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
+    if state is None:  # it ended before its first checkpoint
+        _check_same_experiment(folder, load_config(folder / "config.yaml"), config)
         return None
+    if not {"optimizer", "best_error", "lists"} <= state.keys():
+        raise UserError(f"{folder}: its checkpoint has weights but no training state; choose another output_dir")
     old = parse_config(state["config"], source=f"{folder}: config of its checkpoint")
     _check_same_experiment(folder, old, config)
     for name, digest in lists.items():
@@ -75,8 +79,8 @@ def _check_same_experiment(folder: Path, old: Config, new: Config) -> None:
 
 
 def _is_fixed(key: str) -> bool:
-    batch = {"train.clips_per_gpu", "train.global_batch", "train.epochs", "seed"}
-    return (key.split(".")[0] in {"model", "data", "optim"} and key not in FREE_TO_CHANGE) or key in batch
+    counted = {"train.clips_per_gpu", "train.global_batch", "seed"}  # they say what a step number means
+    return (key.split(".")[0] in {"model", "data", "optim"} and key not in FREE_TO_CHANGE) or key in counted
 
 
 def environment() -> dict[str, object]:

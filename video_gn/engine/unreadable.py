@@ -11,12 +11,17 @@ from video_gn.errors import UserError
 
 
 class Unreadable:
-    """Names each unreadable video on the console and in a file (path, tab, reason); counts the different ones."""
+    """Names each unreadable video once, on the console and in a file (path, tab, reason); counts the different ones.
+
+    A run that goes on counts afresh (a file may have been mended) but adds no name to the file twice.
+    """
 
     def __init__(self, file: Path, limit: int) -> None:
         self.file = file
         self.limit = limit
         self.paths: set[str] = set()
+        known = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self.in_file = {line.split("\t")[0] for line in known}
 
     def add(self, errors: Iterable[VideoError]) -> None:
         """Raises UserError when more than `limit` different videos could not be read."""
@@ -25,6 +30,8 @@ class Unreadable:
                 continue
             self.paths.add(error.path)
             say(f"unreadable training video, its slot goes to the next: {error}")
+            if error.path in self.in_file:
+                continue
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{error.path}\t{error.reason}\n")
         if len(self.paths) > self.limit:

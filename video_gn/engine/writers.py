@@ -38,7 +38,9 @@ class Writers:
         its name, which is grouped by a slash (train/loss).
         """
         record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3)}
-        finite = {name: round(v, 6) if math.isfinite(v) else None for name, v in values.items()}  # NaN is not JSON
+        finite = {
+            name: float(f"{v:.7g}") if math.isfinite(v) else None for name, v in values.items()
+        }  # NaN is not JSON
         self.log.write(json.dumps(record | finite) + "\n")
         self.log.flush()
         for name, value in values.items():

@@ -42,8 +42,8 @@ def _multiply_adds(model: ResNet, clip: Tensor) -> int:
 
 
 def _saved_bytes(model: ResNet, clip: Tensor) -> int:
-    """Bytes of the distinct storages that autograd saves, parameters left out."""
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    """Bytes a clip of the distinct storages that autograd saves, parameters and buffers left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: list[Tensor] = []  # holds them, so that no storage's address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ def _saved_bytes(model: ResNet, clip: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.train()(clip)
+        model.train()(clip.expand(2, *clip.shape[1:]).clone())  # two: Batch Norm refuses one clip on a 1x1x1 map
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    return sum(size for key, size in sizes.items() if key not in parameters)
+    return sum(size for key, size in sizes.items() if key not in own) // 2
 
 
 def _stage_shapes(model: ResNet, clip: Tensor) -> dict[str, list[int]]:
