@@ -27,6 +27,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} is {str(value).lower()}, which stands for yes or no alone; give it a value")
+        return values
+
 
 class ModelConfig(Section):
     """The network. Defaults: the ResNet-50 I3D of the paper's section 4.3."""
@@ -179,7 +187,7 @@ class Config(Section):
         need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
         if self.data.frames < need:
             raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
-        if self.test.short_side < self.data.crop:
+        if self.test.views == "center" and self.test.short_side < self.data.crop:
             raise ValueError(f"test.short_side {self.test.short_side} is smaller than data.crop {self.data.crop}")
         return self
 
@@ -198,6 +206,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         parent = _read_yaml(base_path)
         if "base" in parent:
             raise UserError(f"{base_path}: a base cannot have a base ({parent['base']}); name one base only")
+        if "output_dir" in parent:
+            raise UserError(f"{base_path}: a base cannot set output_dir, its configs would share it; set it in each")
         tree = _merge(parent, tree)
     tree.setdefault("output_dir", f"runs/{path.stem}")
     return parse_config(tree, overrides, source=str(path))
@@ -225,7 +235,11 @@ def differences(old: Section, new: Section, prefix: str = "") -> Iterator[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, every value spelled out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+# PyYAML's constructors let other exceptions through: a date 2024-13-45, `!!int x`, thousands of brackets.
+_YAML_ERRORS = (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError, RecursionError)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -243,12 +257,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); check its path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a config is a YAML file") from None
-    except (yaml.YAMLError, TypeError, RecursionError) as error:
+    except ValueError as error:  # no file can have such a name
+        raise UserError(f"{path}: cannot read the config ({error}); check its path") from None
+    try:
+        tree = yaml.load(text, _UniqueKeyLoader)
+    except _YAML_ERRORS as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"{path}: a config is a mapping of sections (model:, data:, ...), not {type(tree).__name__}")
@@ -260,9 +278,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"override {text!r} must be key=value, such as train.epochs=10")
     try:
-        tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {text!r}: the value is not valid YAML; quote it") from None
+        tree: Any = yaml.load(value, _UniqueKeyLoader)
+    except _YAML_ERRORS:
+        raise UserError(f"override {text[:200]!r}: the value is not valid YAML; quote it") from None
     for name in reversed(key.split(".")):
         tree = {name: tree}
     return tree
@@ -297,10 +315,9 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
         section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
     key = str(loc[-1])
     places = {name: name for name in section.model_fields}
+    for name, field in Config.model_fields.items():
+        if key in getattr(field.annotation, "model_fields", {}):
+            return f" (did you mean '{name}.{key}'?)"
     for match in difflib.get_close_matches(key, places, n=1):
         return f" (did you mean {match!r}?)"
-    for name, field in Config.model_fields.items():
-        fields = getattr(field.annotation, "model_fields", {})
-        if key in fields:
-            return f" (did you mean '{name}.{key}'?)"
     return f" (valid keys: {', '.join(places)})"

@@ -16,7 +16,7 @@ from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
 
-TRAIN, VAL, ORDER = 0, 1, 2  # streams of random numbers, so that no two draws share a key
+TRAIN, VAL, ORDER, DROPOUT = range(4)  # streams of random numbers, so that no two draws share a key
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ class Batch:
     """Clips on the device."""
 
     clips: Tensor
-    """float32 (N, 3, T, H, W), channels last in memory; N is 0 when no video of the batch could be read."""
+    """float32 (N, 3, T, H, W), channels last in memory; empty when no video of the batch could be read."""
     labels: Tensor
-    """int64 (N,)."""
+    """int64 (N,): one clip and view a video."""
     items: list[Clips]
     """What the workers sent, unreadable videos included."""
 

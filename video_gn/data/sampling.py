@@ -10,8 +10,8 @@ import numpy as np
 
 
 def keyed_rng(*key: int) -> np.random.Generator:
-    """A generator that is a pure function of its key, e.g. (seed, epoch, video index)."""
-    return np.random.default_rng(key)
+    """A generator that is a pure function of its key, e.g. (seed, epoch, video index); no two keys share one."""
+    return np.random.default_rng((len(key), *key))  # the length, since NumPy pads a key with zeros
 
 
 def clip_indices(start: int, frames: int, stride: int, num_frames: int) -> list[int]:
@@ -20,7 +20,7 @@ def clip_indices(start: int, frames: int, stride: int, num_frames: int) -> list[
 
 
 def random_start(num_frames: int, frames: int, stride: int, rng: np.random.Generator) -> int:
-    """Training: uniform over 0 ... N - T s, ends included; 0 for a shorter video."""
+    """Training: uniform over 0 ... N - T s, ends included (stride 0: over all frames); 0 for a shorter video."""
     last = num_frames - max(frames * stride, 1)
     return int(rng.integers(0, last, endpoint=True)) if last > 0 else 0
 

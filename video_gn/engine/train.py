@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from video_gn.config import Config
-from video_gn.data.dataset import ClipSpec, TrainClips, ValClips
+from video_gn.data.dataset import DROPOUT, ClipSpec, TrainClips, ValClips
 from video_gn.data.lists import Record, check_some_exist, read_list
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.data.sampling import keyed_rng
@@ -124,7 +124,7 @@ class Trainer:
             self._check_read(batch)
             # Dropout's randomness is keyed by the pass's place in the global batch, whichever rank runs it.
             place = index * self.world.size + self.world.rank
-            torch.manual_seed(int(keyed_rng(self.config.seed, self.step_done, place).integers(2**62)))
+            torch.manual_seed(int(keyed_rng(self.config.seed, DROPOUT, self.step_done, place).integers(2**62)))
             last = index == self.plan.passes - 1
             with contextlib.nullcontext() if last else self._no_sync():
                 with self.autocast():
