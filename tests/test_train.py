@@ -178,7 +178,8 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
         [r for r in records(folder) if r["kind"] == "epoch"] for folder in (tmp_path / "run", tmp_path / "two" / "run")
     )
     assert one["val/videos_scored"] == two["val/videos_scored"] == 11
-    assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-3)
+    for name in ("val/loss", "epoch/train_loss", "epoch/train_top1_error"):
+        assert one[name] == pytest.approx(two[name], rel=1e-3), name
 
 
 # --- a user's mistakes: one line, exit code 2, nothing overwritten ---

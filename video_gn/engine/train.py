@@ -105,6 +105,7 @@ class Trainer:
                 bar.update()
                 end_of_epoch = self.step_done % plan.steps_per_epoch == 0
                 if end_of_epoch or self.step_done % config.train.log_every == 0:
+                    self.world.sum(interval.meter.sums)
                     epoch_meter.sums += interval.meter.sums
                     self._log_interval(interval, batches, writers)
                     interval = Interval(self.world.device, waited=batches.waited)
@@ -190,7 +191,7 @@ class Trainer:
         return DeviceBatches(loader, world.device, config.data.mean, config.data.std)
 
     def _log_interval(self, interval: Interval, batches: DeviceBatches, writers: Writers | None) -> None:
-        averages = Averages.of(self.world.sum(interval.meter.sums))  # sync point: once an interval
+        averages = Averages.of(interval.meter.sums)  # sync point: once an interval
         if not math.isfinite(averages.loss):
             raise UserError(
                 f"the training loss is {averages.loss} at step {self.step_done}; "
