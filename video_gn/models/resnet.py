@@ -1,6 +1,7 @@
-"""ResNet I3D and C2D for clips: stem, bottleneck blocks, head (section 4.3; the baseline is video-nonlocal-net's).
+"""ResNet for clips (I3D and C2D; section 4.3, the baseline is video-nonlocal-net's) and for images (section 4.1).
 
-Shapes are (N, C, T, H, W). The parts are named as in the papers: stem, res2 to res5, head.
+One code for both: shapes are (N, C, T, H, W) with `dims` 3, (N, C, H, W) with `dims` 2, where the temporal part of
+every kernel, stride and pool falls away. The parts are named as in the papers: stem, res2 to res5, head.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 STEMS: dict[str, tuple[int, Size, Size, Size]] = {
     "dense": (2, (2, 3, 3), (2, 2, 2), (0, 0, 0)),  # 32x2, 64x1: video-nonlocal-net's resnet_video_org.py
     "sparse": (1, (1, 3, 3), (1, 2, 2), (0, 0, 0)),  # 8x8: resnet_video.py
-    "slowfast": (1, (1, 3, 3), (1, 2, 2), (0, 1, 1)),  # PySlowFast and pytorchvideo pad the pool: 56 for 55
+    "slowfast": (1, (1, 3, 3), (1, 2, 2), (0, 1, 1)),  # PySlowFast, pytorchvideo and 2D nets pad the pool: 56 for 55
 }
+
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+MAX_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
 class Stem(nn.Module):
     """conv1 7x7, norm, ReLU, max-pool."""
 
-    def __init__(self, width: int, kind: str, temporal_kernel: int, norm: NormFactory) -> None:
+    def __init__(self, width: int, kind: str, temporal_kernel: int, norm: NormFactory, dims: int) -> None:
         super().__init__()
         stride, pool_kernel, pool_stride, pool_padding = STEMS[kind]
         self.norm = norm(width)
-        self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm)
-        self.pool = nn.MaxPool3d(pool_kernel, pool_stride, pool_padding)
+        self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm, dims)
+        self.pool = MAX_POOL[dims](pool_kernel[-dims:], pool_stride[-dims:], pool_padding[-dims:])
 
     def norms(self) -> list[nn.Module]:
         return [self.norm]
@@ -49,18 +53,20 @@ class Bottleneck(nn.Module):
     `last_norm` is the norm whose gamma starts at zero, so that the block starts as its shortcut (section 4.1).
     """
 
-    def __init__(self, channels_in: int, width: int, temporal_kernel: int, stride: int, norm: NormFactory) -> None:
+    def __init__(
+        self, channels_in: int, width: int, temporal_kernel: int, stride: int, norm: NormFactory, dims: int
+    ) -> None:
         super().__init__()
         channels_out = 4 * width
         spatial = (1, stride, stride)
         self.norm_a, self.norm_b, self.norm_c = norm(width), norm(width), norm(channels_out)
-        self.conv_a = _conv(channels_in, width, (temporal_kernel, 1, 1), (1, 1, 1), self.norm_a)
-        self.conv_b = _conv(width, width, (1, 3, 3), spatial, self.norm_b)
-        self.conv_c = _conv(width, channels_out, (1, 1, 1), (1, 1, 1), self.norm_c)
+        self.conv_a = _conv(channels_in, width, (temporal_kernel, 1, 1), (1, 1, 1), self.norm_a, dims)
+        self.conv_b = _conv(width, width, (1, 3, 3), spatial, self.norm_b, dims)
+        self.conv_c = _conv(width, channels_out, (1, 1, 1), (1, 1, 1), self.norm_c, dims)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or channels_in != channels_out:
             shortcut_norm = norm(channels_out)
-            shortcut_conv = _conv(channels_in, channels_out, (1, 1, 1), spatial, shortcut_norm)
+            shortcut_conv = _conv(channels_in, channels_out, (1, 1, 1), spatial, shortcut_norm, dims)
             self.shortcut = nn.Sequential()
             self.shortcut.add_module("conv", shortcut_conv)
             self.shortcut.add_module("norm", shortcut_norm)
@@ -91,23 +97,25 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, window: int | None = None) -> Tensor:
         if window is None:
-            return self.fc(self.dropout(x.mean((2, 3, 4))))
+            return self.fc(self.dropout(x.flatten(2).mean(2)))
+        x = x if x.dim() == 5 else x[:, :, None]
         frames, height, width = x.shape[2:]
         x = F.avg_pool3d(x, (frames, min(window, height), min(window, width)), stride=1)
         return self.fc(self.dropout(x.flatten(2).transpose(1, 2)))
 
 
 class ResNet(nn.Module):
-    """ResNet of bottleneck blocks over clips.
+    """ResNet of bottleneck blocks over clips or images.
 
     Args:
         num_classes: K.
         norm: makes the norm of a given number of channels (`video_gn.norm.norm_factory`, or a callable of your own).
         blocks: number of blocks of res2, res3, res4, res5.
         width: channels of the stem.
-        temporal: `i3d` or `c2d`.
-        stem: `dense`, `sparse` or `slowfast`.
+        temporal: `i3d` or `c2d`; says nothing for images.
+        stem: `dense`, `sparse` or `slowfast`; for images it says how the pool is padded.
         dropout: probability, before the FC.
+        dims: 3 for clips, 2 for images.
     """
 
     def __init__(
@@ -120,22 +128,23 @@ class ResNet(nn.Module):
         temporal: str = "i3d",
         stem: str = "dense",
         dropout: float = 0.5,
+        dims: int = 3,
     ) -> None:
         super().__init__()
         i3d = temporal == "i3d"
         widths = [width * 2**k for k in range(4)]  # of res2 to res5; a stage's output has 4 times as many channels
         self.pool_padding = STEMS[stem][3][1]
-        self.stem = Stem(width, stem, 5 if i3d else 1, norm)
-        self.res2 = _stage(2, blocks[0], width, widths[0], i3d, norm)
-        self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm)
-        self.res4 = _stage(4, blocks[2], 4 * widths[1], widths[2], i3d, norm)
-        self.res5 = _stage(5, blocks[3], 4 * widths[2], widths[3], i3d, norm)
-        self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1))
+        self.stem = Stem(width, stem, 5 if i3d else 1, norm, dims)
+        self.res2 = _stage(2, blocks[0], width, widths[0], i3d, norm, dims)
+        self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm, dims)
+        self.res4 = _stage(4, blocks[2], 4 * widths[1], widths[2], i3d, norm, dims)
+        self.res5 = _stage(5, blocks[3], 4 * widths[2], widths[3], i3d, norm, dims)
+        self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1)) if dims == 3 else nn.Identity()
         self.head = Head(4 * widths[3], num_classes, dropout)
         self._initialize()
 
     def forward(self, x: Tensor, window: int | None = None) -> Tensor:
-        """Logits of clips x, float (N, 3, T, H, W).
+        """Logits of clips x, float (N, 3, T, H, W), or images (N, 3, H, W).
 
         With `window` None the last map is averaged whole: (N, K). Else the head slides over the map with stride 1,
         its window `window` cells wide and high: (N, locations, K), for fully-convolutional testing.
@@ -169,7 +178,7 @@ class ResNet(nn.Module):
     @torch.no_grad()
     def _initialize(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # Caffe2's MSRAFill
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -181,13 +190,13 @@ class ResNet(nn.Module):
                 nn.init.zeros_(gamma)
 
 
-def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory) -> nn.Sequential:
+def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory, dims: int) -> nn.Sequential:
     """`count` blocks; the first takes `channels` and, after res2, halves the map."""
     blocks = []
     for block in range(count):
         temporal_kernel = 3 if i3d and is_inflated(stage, block) else 1
         stride = 2 if block == 0 and stage > 2 else 1
-        blocks.append(Bottleneck(channels, width, temporal_kernel, stride, norm))
+        blocks.append(Bottleneck(channels, width, temporal_kernel, stride, norm, dims))
         channels = 4 * width
     return nn.Sequential(*blocks)
 
@@ -212,10 +221,13 @@ def build_model(config: ModelConfig) -> ResNet:
     )
 
 
-def _conv(channels_in: int, channels_out: int, kernel: Size, stride: Size, norm: nn.Module) -> nn.Conv3d:
+def _conv(
+    channels_in: int, channels_out: int, kernel: Size, stride: Size, norm: nn.Module, dims: int
+) -> nn.Conv2d | nn.Conv3d:
     """Convolution padded to keep the size at stride 1; the norm's beta serves as its bias, where there is a norm."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(channels_in, channels_out, kernel, stride, padding, bias=isinstance(norm, nn.Identity))
+    bias = isinstance(norm, nn.Identity)
+    return CONV[dims](channels_in, channels_out, kernel[-dims:], stride[-dims:], padding[-dims:], bias=bias)  # type: ignore[arg-type]
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:
