@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from video_gn.config import Config, ModelConfig, OptimConfig, TrainConfig
 from video_gn.engine.optim import BatchPlan, build_optimizer, plan_batches
 from video_gn.errors import UserError
-from video_gn.models.resnet import ResNet, build_model
+from video_gn.models import build_model
+from video_gn.models.resnet import ResNet
 
 KINETICS_TRAIN = 234643
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from video_gn.config import ModelConfig
-from video_gn.models.resnet import ResNet, build_model, is_inflated
+from video_gn.models import build_model
+from video_gn.models.resnet import ResNet, is_inflated
 from video_gn.norm import norm_factory
 
 THIN = {"blocks": (1, 1, 1, 1), "width": 8, "num_classes": 5, "channels_per_group": 4}

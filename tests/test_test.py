@@ -20,7 +20,7 @@ from video_gn.data.motion import write_dataset
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine import test as testing
 from video_gn.errors import UserError
-from video_gn.models.resnet import build_model
+from video_gn.models import build_model
 
 FRAMES, STRIDE, CROP = 8, 2, 32
 

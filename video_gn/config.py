@@ -39,8 +39,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network. Defaults: the ResNet-50 I3D of the paper's section 4.3."""
 
-    arch: Literal["resnet50", "resnet101"] = "resnet50"
-    """Sets the number of blocks a stage."""
+    arch: Literal["resnet50", "resnet101", "vgg16"] = "resnet50"
+    """`vgg16` is for images alone."""
     blocks: tuple[Positive, Positive, Positive, Positive] | None = None
     """Blocks of res2 to res5 for a small net, in place of those of `arch`."""
     width: Positive = 64
@@ -59,8 +59,10 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the videos are, and how clips are cut from them."""
+    """Where the videos or images are, and how clips are cut from them."""
 
+    kind: Literal["videos", "images"] = "videos"
+    """`images` trains the 2D net on an ImageFolder tree: `train_list` and `val_list` name its folders, frames is 1."""
     root: str = "."
     """Folder that the entries of the lists are relative to."""
     train_list: str = "train.csv"
@@ -78,6 +80,12 @@ class DataConfig(Section):
     """Training scales the short side to a random integer of this range, ends included."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip of a training clip."""
+    area: tuple[Fraction, Fraction] | None = None
+    """Training crops a random share of the frame's area, aspect 3/4 to 4/3, in place of `short_side` and a crop."""
+    colour_jitter: Fraction = 0.0
+    """Brightness, contrast and saturation times a random factor of 1 +- this, in random order."""
+    lighting: NonNegative = 0.0
+    """Standard deviation of a random shift along the principal colours of ImageNet (0.1 in fb.resnet.torch)."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.225, 0.225, 0.225)
     """Of RGB in [0, 1]; the baseline's are 114.75 and 57.375 of 255."""
@@ -92,7 +100,11 @@ class DataConfig(Section):
         low, high = self.short_side
         if low > high:
             raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
-        if self.crop > low:
+        if self.area is not None and not 0 < self.area[0] <= self.area[1]:
+            raise ValueError(f"area {list(self.area)} must be [smallest, largest], above 0")
+        if self.kind == "images" and self.frames != 1:
+            raise ValueError(f"an image is one frame, frames is {self.frames}; set frames: 1")
+        if self.crop > low and self.area is None:
             raise ValueError(f"crop {self.crop} is larger than the smallest short side {low}; change one")
         return self
 
@@ -182,11 +194,22 @@ class Config(Section):
     test: TestConfig = TestConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @property
+    def dims(self) -> int:
+        """Of the network: 3 for clips (T, H, W), 2 for images (H, W)."""
+        return 2 if self.data.kind == "images" else 3
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
-        if self.data.frames < need:
+        if self.model.arch == "vgg16" and self.data.kind != "images":
+            raise ValueError("model.arch vgg16 is for images; set data.kind: images or another arch")
+        if self.data.frames < need and self.data.kind == "videos":
             raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
+        if self.data.kind == "images" and (self.test.views, self.test.clips) != ("center", 1):
+            raise ValueError(
+                f"images are tested by test.views center and test.clips 1, not {self.test.views} and {self.test.clips}"
+            )
         if self.test.views == "center" and self.test.short_side < self.data.crop:
             raise ValueError(f"test.short_side {self.test.short_side} is smaller than data.crop {self.data.crop}")
         return self

@@ -5,6 +5,7 @@ The worker draws the rectangles and cuts what they enclose; the arithmetic on pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,66 @@ def random_view(
     return View(box, crop, crop, flip=bool(rng.random() < flip))
 
 
+def random_area_view(
+    height: int, width: int, crop: int, area: tuple[float, float], flip: float, rng: np.random.Generator
+) -> View:
+    """Training on images: a random share `area` of the image, aspect 3/4 to 4/3, as fb.resnet.torch draws it.
+
+    Ten tries to fit; then the largest centered square.
+    """
+    for _ in range(10):
+        pixels = rng.uniform(*area) * height * width
+        aspect = rng.uniform(3 / 4, 4 / 3)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if rng.random() < 0.5:
+            w, h = h, w
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h, endpoint=True))
+            left = int(rng.integers(0, width - w, endpoint=True))
+            return View((top, left, h, w), crop, crop, flip=bool(rng.random() < flip))
+    side = min(height, width)
+    box = ((height - side) // 2, (width - side) // 2, side, side)
+    return View(box, crop, crop, flip=bool(rng.random() < flip))
+
+
+@dataclass(frozen=True)
+class Colour:
+    """A change of colour, the same for all frames of a clip (fb.resnet.torch's ColorJitter and Lighting)."""
+
+    factors: tuple[tuple[str, float], ...]
+    """brightness, contrast and saturation in the order of their use; 1 changes nothing."""
+    shift: tuple[float, float, float]
+    """Added to RGB in [0, 1]."""
+
+
+# Principal components of ImageNet's RGB values: standard deviations, and the axes as columns (fb.resnet.torch).
+LIGHTING_STD = np.array([0.2175, 0.0188, 0.0045])
+LIGHTING_AXES = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+GRAY = (0.299, 0.587, 0.114)
+
+
+def random_colour(jitter: float, lighting: float, rng: np.random.Generator) -> Colour | None:
+    """Factors uniform in 1 +- jitter, in random order, and a shift of `lighting` times the principal deviations."""
+    if not jitter and not lighting:
+        return None
+    names = [("brightness", "contrast", "saturation")[k] for k in rng.permutation(3)]
+    factors = tuple((name, float(rng.uniform(1 - jitter, 1 + jitter))) for name in names)
+    red, green, blue = LIGHTING_AXES @ (rng.normal(0, 1, 3) * lighting * LIGHTING_STD)
+    return Colour(factors if jitter else (), (float(red), float(green), float(blue)))
+
+
+def change_colour(frames: Tensor, colour: Colour) -> Tensor:
+    """Apply to RGB in [0, 255], float (..., 3); values may leave that range, as in fb.resnet.torch."""
+    for name, factor in colour.factors:
+        if name == "brightness":
+            frames = frames * factor
+        else:
+            gray = frames @ torch.tensor(GRAY, device=frames.device)
+            towards = gray.mean() if name == "contrast" else gray[..., None]
+            frames = frames * factor + (1 - factor) * towards
+    return frames + _rgb(colour.shift, frames)
+
+
 def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -> list[View]:
     """The views of a test frame, short side scaled to `short_side`.
 
@@ -71,8 +132,10 @@ def cut(views: Sequence[View]) -> tuple[Box, list[View]]:
     return (top, left, bottom - top, right - left), moved
 
 
-def render(frames: Tensor, views: Sequence[View], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Resize, flip and normalize.
+def render(
+    frames: Tensor, views: Sequence[View], mean: Sequence[float], std: Sequence[float], colour: Colour | None = None
+) -> Tensor:
+    """Resize, flip, change colour and normalize.
 
     Args:
         frames: uint8 (U, h, w, 3) RGB, on any device.
@@ -82,7 +145,10 @@ def render(frames: Tensor, views: Sequence[View], mean: Sequence[float], std: Se
     Returns:
         float32 (V, U, height, width, 3).
     """
-    return torch.stack([_render_view(frames, view) for view in views]).sub_(_rgb(mean, frames)).div_(_rgb(std, frames))
+    pixels = torch.stack([_render_view(frames, view) for view in views])
+    if colour is not None:
+        pixels = change_colour(pixels, colour)
+    return pixels.sub_(_rgb(mean, frames)).div_(_rgb(std, frames))
 
 
 def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:

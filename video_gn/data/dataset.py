@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_gn.data.augment import View, cut, eval_views, random_view
-from video_gn.data.decode import VideoError, open_video
+from video_gn.data.augment import Colour, View, cut, eval_views, random_area_view, random_colour, random_view
+from video_gn.data.decode import VideoError, VideoReader, open_video
+from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
 
@@ -33,6 +34,7 @@ class Clips:
     views: list[View]
     unreadable: tuple[VideoError, ...] = field(default=())
     """Videos that could not be read on the way; `frames` is empty when none could."""
+    colour: Colour | None = None
 
     def pin_memory(self) -> Clips:
         """Called by the DataLoader: page-locked frames, for an asynchronous copy to the GPU."""
@@ -48,10 +50,13 @@ class ClipSpec:
     crop: int
     short_side: tuple[int, int]
     flip: float
+    area: tuple[float, float] | None = None
+    colour_jitter: float = 0.0
+    lighting: float = 0.0
 
 
 class _Videos(Dataset[Clips]):
-    """A list of videos under a root."""
+    """A list of videos under a root; with `decoder` "image", of images, which are videos of one frame."""
 
     def __init__(self, records: Sequence[Record], root: str, decoder: str, spec: ClipSpec) -> None:
         self.records = records
@@ -59,20 +64,27 @@ class _Videos(Dataset[Clips]):
         self.decoder = decoder
         self.spec = spec
 
+    def _open(self, index: int) -> VideoReader:
+        path = video_path(self.records[index], self.root)
+        return ImageReader(path) if self.decoder == "image" else open_video(path, self.decoder)
+
     def __len__(self) -> int:
         return len(self.records)
 
     def _random_clip(self, index: int, rng: np.random.Generator) -> Clips:
         """One clip with training augmentation."""
         spec = self.spec
-        with open_video(video_path(self.records[index], self.root), self.decoder) as video:
+        with self._open(index) as video:
             start = random_start(video.num_frames, spec.frames, spec.stride, rng)
-            view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
-            box, views = cut([view])
+            if spec.area is None:
+                view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
+            else:
+                view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
+            colour = random_colour(spec.colour_jitter, spec.lighting, rng)
             indices = clip_indices(start, spec.frames, spec.stride, video.num_frames)
             unique, positions = np.unique(indices, return_inverse=True)
-            frames = video.read(unique.tolist(), box)
-        return Clips(index, self.records[index].label, frames, positions.reshape(1, -1), views)
+            frames, views = _read(video, unique.tolist(), [view])
+        return Clips(index, self.records[index].label, frames, positions.reshape(1, -1), views, colour=colour)
 
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
@@ -147,16 +159,24 @@ class TestClips(_Videos):
     def __getitem__(self, index: int) -> Clips:
         spec = self.spec
         try:
-            with open_video(video_path(self.records[index], self.root), self.decoder) as video:
+            with self._open(index) as video:
                 n = video.num_frames
                 starts = uniform_starts(n, spec.frames, spec.stride, self.clips, self.clip_starts)
                 indices = [clip_indices(start, spec.frames, spec.stride, n) for start in starts]
-                box, views = cut(eval_views(self.views, video.height, video.width, spec.crop, self.short_side))
                 unique, positions = np.unique(indices, return_inverse=True)
-                frames = video.read(unique.tolist(), box)
+                views = eval_views(self.views, video.height, video.width, spec.crop, self.short_side)
+                frames, views = _read(video, unique.tolist(), views)
         except VideoError as error:
             return self._nothing(index, [error])
         return Clips(index, self.records[index].label, frames, positions.reshape(self.clips, -1), views)
+
+
+def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View]]:
+    """The frames, cut to what the views enclose, and the views relative to that."""
+    if isinstance(video, ImageReader):
+        views = video.shrink(views)
+    box, views = cut(views)
+    return video.read(indices, box), views
 
 
 @functools.lru_cache(maxsize=2)

@@ -19,7 +19,7 @@ class Batch:
     """Clips on the device."""
 
     clips: Tensor
-    """float32 (N, 3, T, H, W), channels last in memory; empty when no video of the batch could be read."""
+    """float32 (N, 3, T, H, W), of images (N, 3, H, W), channels last in memory; empty when nothing could be read."""
     labels: Tensor
     """int64 (N,): one clip and view a video."""
     items: list[Clips]
@@ -95,9 +95,15 @@ class DeviceBatches:
     """
 
     def __init__(
-        self, loader: Iterable[list[Clips]], device: torch.device, mean: Sequence[float], std: Sequence[float]
+        self,
+        loader: Iterable[list[Clips]],
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dims: int = 3,
     ) -> None:
         self.loader = loader
+        self.dims = dims
         self.device = device
         self.mean = mean
         self.std = std
@@ -139,5 +145,6 @@ class DeviceBatches:
         return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), labels, items)
 
     def _clips(self, item: Clips) -> Tensor:
-        frames = render(item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std)
-        return gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
+        frames = render(item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.colour)
+        clips = gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
+        return clips if self.dims == 3 else clips.squeeze(2)

@@ -8,7 +8,7 @@ import torch
 
 from video_gn.config import Config, OptimConfig
 from video_gn.errors import UserError
-from video_gn.models.resnet import ResNet
+from video_gn.models import Network
 
 PAPER_GPUS = 8
 
@@ -55,7 +55,7 @@ def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
     return BatchPlan(clips, global_batch, ranks, global_batch // (clips * ranks), lr, num_videos // global_batch)
 
 
-def build_optimizer(model: ResNet, optim: OptimConfig, lr: float) -> torch.optim.SGD:
+def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:
     """SGD with a weight decay of its own for gamma and beta of every norm."""
     norm = list(model.norm_parameters())
     in_norm = {id(p) for p in norm}

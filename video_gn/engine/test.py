@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
 from video_gn.data.augment import gather_clips, render
-from video_gn.data.dataset import Clips, TestClips
-from video_gn.data.lists import Record, check_some_exist, read_class_names, read_list
+from video_gn.data.dataset import Clips
+from video_gn.data.lists import Record, read_class_names
 from video_gn.data.loader import eval_loader
 from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import memory_format, read_records, test_dataset
 from video_gn.engine.distributed import World, world
 from video_gn.engine.metrics import accuracy
-from video_gn.engine.train import autocast, clip_spec
+from video_gn.engine.train import autocast
 from video_gn.engine.writers import say
 from video_gn.errors import UserError
-from video_gn.models.resnet import ResNet, build_model
+from video_gn.models import Network, build_model
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,13 @@ def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> TestResult | None:
-    model = build_model(config.model)
+    model = build_model(config.model, config.dims)
     ckpt.load_model(model, state, str(path))
-    model.to(world.device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    model.to(world.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
 
     data = config.data
-    records = read_list(data.test_list, data.root, config.model.num_classes)
+    records = read_records(config, data.test_list)
     read_class_names(data.class_names, data.root, config.model.num_classes)
-    check_some_exist(records, data.root, data.test_list)
 
     begin = time.perf_counter()
     scores, unreadable, forward_clips = score_videos(model, config, records, world)
@@ -110,7 +110,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
 
 @torch.inference_mode()
 def score_videos(
-    model: ResNet, config: Config, records: list[Record], world: World
+    model: Network, config: Config, records: list[Record], world: World
 ) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
     """Score this rank's share of the videos.
 
@@ -118,19 +118,9 @@ def score_videos(
         Index in the list -> mean softmax (K,) float32; index -> reason of those that cannot be read; number of clips
         that went through the network.
     """
-    test, data = config.test, config.data
-    dataset = TestClips(
-        records,
-        data.root,
-        data.decoder,
-        clip_spec(config),
-        views=test.views,
-        clips=test.clips,
-        clip_starts=test.clip_starts,
-        short_side=test.short_side,
-    )
-    loader = eval_loader(dataset, 1, data.workers, world.device, world.rank, world.size)
-    window = model.feature_size(data.crop)
+    dataset = test_dataset(config, records)
+    loader = eval_loader(dataset, 1, config.data.workers, world.device, world.rank, world.size)
+    window = model.feature_size(config.data.crop)
     precision = autocast(config, world.device)
     scores: dict[int, np.ndarray] = {}
     unreadable: dict[int, str] = {}
@@ -147,14 +137,15 @@ def score_videos(
     return scores, unreadable, count
 
 
-def score_video(model: ResNet, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
+def score_video(model: Network, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
     """Softmax of each view and clip of a video, averaged over the last map's locations: float32 (V * K, classes)."""
     frames = render(item.frames.to(device, non_blocking=True), item.views, config.data.mean, config.data.std)
     clip_indices = torch.from_numpy(item.clip_indices).to(device)
     clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
     scores = []
     for chunk in clip_indices.split(clips_a_pass):
-        logits = model(gather_clips(frames, chunk), window)
+        clips = gather_clips(frames, chunk)
+        logits = model(clips if config.dims == 3 else clips.squeeze(2), window)
         scores.append(logits.float().softmax(-1).mean(1))
     return torch.cat(scores)
 
@@ -162,6 +153,8 @@ def score_video(model: ResNet, item: Clips, config: Config, window: int, device:
 def protocol(config: Config) -> str:
     """The name of the score: "10-clip center 224", "10x3 256" or "10-clip full 256"."""
     test = config.test
+    if config.data.kind == "images":
+        return f"1-crop center {config.data.crop}"
     name = {
         "center": f"{test.clips}-clip center {config.data.crop}",
         "three": f"{test.clips}x3 {test.short_side}",

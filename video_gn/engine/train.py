@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from video_gn.config import Config
-from video_gn.data.dataset import DROPOUT, ClipSpec, TrainClips, ValClips
-from video_gn.data.lists import Record, check_some_exist, read_list
+from video_gn.data.dataset import DROPOUT, Clips
+from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import memory_format, read_records, train_dataset, val_dataset
 from video_gn.engine.distributed import World
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
@@ -31,7 +32,7 @@ from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable
 from video_gn.engine.writers import Writers, say
 from video_gn.errors import UserError
-from video_gn.models.resnet import ResNet, build_model
+from video_gn.models import Network, build_model
 
 
 def train(config: Config, world: World) -> None:
@@ -40,12 +41,8 @@ def train(config: Config, world: World) -> None:
     Raises:
         UserError: the config, the lists, the videos or the run folder do not allow it.
     """
-    data = config.data
-    lists = {}
-    for name, path in (("train", data.train_list), ("val", data.val_list)):
-        lists[name] = read_list(path, data.root, config.model.num_classes)
-        check_some_exist(lists[name], data.root, path)
-    trainer = Trainer(config, world, lists["train"], lists["val"])
+    train_records, val_records = (read_records(config, name) for name in (config.data.train_list, config.data.val_list))
+    trainer = Trainer(config, world, train_records, val_records)
     with Writers(trainer.folder, trainer.step_done) if world.is_main else contextlib.nullcontext() as writers:
         trainer.run(writers)
 
@@ -62,17 +59,13 @@ class Trainer:
         self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable)
 
         torch.manual_seed(config.seed)
-        self.memory_format = torch.channels_last_3d if config.train.channels_last else torch.contiguous_format
-        self.model: ResNet = build_model(config.model).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.memory_format = memory_format(config)
+        self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
         self.autocast = autocast(config, world.device)
 
-        spec = clip_spec(config)
-        data = config.data
-        self.train_clips = TrainClips(
-            train_records, data.root, data.decoder, spec, seed=config.seed, max_unreadable=data.max_unreadable
-        )
-        self.val_clips = ValClips(val_records, data.root, data.decoder, spec, seed=config.seed)
+        self.train_clips = train_dataset(config, train_records)
+        self.val_clips = val_dataset(config, val_records)
 
         self.step_done = 0
         self.best_error = math.inf
@@ -152,7 +145,7 @@ class Trainer:
         self.model.eval()
         meter = Meter(self.world.device)
         unread = torch.zeros(1, device=self.world.device)
-        batches = DeviceBatches(loader, self.world.device, self.config.data.mean, self.config.data.std)
+        batches = self._on_device(loader)
         for batch in tqdm(batches, "validating", len(loader), leave=False, disable=self._quiet):
             for item in batch.items:
                 for error in item.unreadable:
@@ -188,7 +181,11 @@ class Trainer:
             ranks=world.size,
         )
         loader = train_loader(self.train_clips, sampler, config.data.workers, world.device)
-        return DeviceBatches(loader, world.device, config.data.mean, config.data.std)
+        return self._on_device(loader)
+
+    def _on_device(self, loader: Iterable[list[Clips]]) -> DeviceBatches:
+        data = self.config.data
+        return DeviceBatches(loader, self.world.device, data.mean, data.std, self.config.dims)
 
     def _log_interval(self, interval: Interval, batches: DeviceBatches, writers: Writers | None) -> None:
         averages = Averages.of(interval.meter.sums)  # sync point: once an interval
@@ -329,12 +326,6 @@ class Interval:
 
     def restart(self) -> None:
         self.begin = time.perf_counter()
-
-
-def clip_spec(config: Config) -> ClipSpec:
-    """The part of the `data` section that says how clips are cut."""
-    data = config.data
-    return ClipSpec(data.frames, data.stride, data.crop, data.short_side, data.flip)
 
 
 def autocast(config: Config, device: torch.device) -> Callable[[], torch.autocast]:

@@ -9,22 +9,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from video_gn.config import Config
-from video_gn.models.resnet import ResNet, build_model
+from video_gn.models import Network, build_model
 
 STAGES = ("stem", "res2", "pool2", "res3", "res4", "res5")
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """Measure the config's network for one training clip on the meta device (nothing is computed).
+    """Measure the config's network for one training clip (or image) on the meta device (nothing is computed).
 
     Returns:
         `parameters`: their count. `gmacs`: 1e9 multiply-adds of the convolutions and the FC, forward.
         `activation_mib`: what autograd keeps for the backward pass of one clip in fp32, MiB.
-        `input` and `stages`: [T, H, W] of the clip and of each stage's output.
+        `input` and `stages`: [T, H, W] of the clip and of each stage's output ([H, W] of images; ResNets alone).
     """
     with torch.device("meta"):
-        model = build_model(config.model)
-        clip = torch.empty(1, 3, config.data.frames, config.data.crop, config.data.crop)
+        model = build_model(config.model, config.dims)
+        size = (config.data.frames, config.data.crop, config.data.crop)
+        clip = torch.empty(1, 3, *size[-config.dims :])
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "gmacs": _multiply_adds(model, clip) / 1e9,
@@ -34,14 +35,14 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
-def _multiply_adds(model: ResNet, clip: Tensor) -> int:
+def _multiply_adds(model: Network, clip: Tensor) -> int:
     counter = FlopCounterMode(display=False)  # counts convolutions and matrix products alone: 2 FLOPs a multiply-add
     with counter, torch.no_grad():
         model.eval()(clip)
     return counter.get_total_flops() // 2
 
 
-def _saved_bytes(model: ResNet, clip: Tensor) -> int:
+def _saved_bytes(model: Network, clip: Tensor) -> int:
     """Bytes a clip of the distinct storages that autograd saves, parameters and buffers left out."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: list[Tensor] = []  # holds them, so that no storage's address is used twice
@@ -56,7 +57,7 @@ def _saved_bytes(model: ResNet, clip: Tensor) -> int:
     return sum(size for key, size in sizes.items() if key not in own) // 2
 
 
-def _stage_shapes(model: ResNet, clip: Tensor) -> dict[str, list[int]]:
+def _stage_shapes(model: Network, clip: Tensor) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
 
     def record(name: str) -> Any:
@@ -65,7 +66,8 @@ def _stage_shapes(model: ResNet, clip: Tensor) -> dict[str, list[int]]:
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_hook(record(name)) for name in STAGES]
+    parts = dict(model.named_modules())
+    hooks = [parts[name].register_forward_hook(record(name)) for name in STAGES if name in parts]
     with torch.no_grad():
         model.eval()(clip)
     for hook in hooks:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_gn.config import ModelConfig
-from video_gn.norm import NormFactory, norm_factory
+from video_gn.norm import NormFactory
 
 Size = tuple[int, int, int]
 
@@ -206,19 +205,6 @@ def is_inflated(stage: int, block: int) -> bool:
     if stage == 2:
         return True
     return block % 2 == (1 if stage == 5 else 0)
-
-
-def build_model(config: ModelConfig) -> ResNet:
-    """The network that a config's `model` section describes, freshly initialized."""
-    return ResNet(
-        config.num_classes,
-        norm_factory(config.norm, groups=config.groups, channels_per_group=config.channels_per_group),
-        blocks=config.blocks or BLOCKS[config.arch],
-        width=config.width,
-        temporal=config.temporal,
-        stem=config.stem,
-        dropout=config.dropout,
-    )
 
 
 def _conv(

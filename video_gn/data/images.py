@@ -1,0 +1,87 @@
+"""Images for pre-training: an ImageFolder tree as records, and an image as a video of one frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from video_gn.data.augment import Box, View
+from video_gn.data.decode import VideoError, VideoReader
+from video_gn.data.lists import Record
+from video_gn.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+
+
+def read_image_folder(path: str, root: str, num_classes: int) -> list[Record]:
+    """Records of a tree CLASS/IMAGE, as torchvision's ImageFolder orders it: labels by the sorted names of the classes.
+
+    Args:
+        path: the tree, tried as given and then under `root`. Records' paths begin with it.
+
+    Raises:
+        UserError: there is no such folder, no image in a class, or another number of classes.
+    """
+    from torchvision.datasets.folder import find_classes, make_dataset
+
+    places = [Path(path), Path(root) / path]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise UserError(f"no folder {path!r}: there is neither {places[0]} nor {places[1]}; set data.root")
+    try:
+        classes, labels = find_classes(folder)
+        samples = make_dataset(folder, labels, extensions=SUFFIXES)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: {error}") from None
+    if len(classes) != num_classes:
+        raise UserError(
+            f"{folder} has {len(classes)} class folders, model.num_classes is {num_classes}; make them agree"
+        )
+    return [Record(os.path.relpath(file, root), label) for file, label in samples]
+
+
+class ImageReader(VideoReader):
+    """An image file as a video of one frame. A JPEG is decoded at 1/2, 1/4 or 1/8 where that suffices for its views."""
+
+    decoder = "pillow"
+    num_frames = 1
+    fps = None
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._image = Image.open(path)
+        except FileNotFoundError:
+            raise VideoError(path, "no such file") from None
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoError(path, f"not a readable image ({str(error).splitlines()[0]})") from None
+        self.width, self.height = self._image.size
+
+    def shrink(self, views: Sequence[View]) -> list[View]:
+        """Choose the smallest scale of the JPEG at which no view is enlarged; returns the views at that scale."""
+        factor = min(min(v.box[2] / v.height, v.box[3] / v.width) for v in views)
+        self._image.draft("RGB", (int(self.width / max(factor, 1)), int(self.height / max(factor, 1))))
+        full = self.width, self.height
+        self.width, self.height = self._image.size
+        return [replace(view, box=self._scaled(view.box, full)) for view in views]
+
+    def _scaled(self, box: Box, full: tuple[int, int]) -> Box:
+        x, y = self.width / full[0], self.height / full[1]
+        top, left = round(box[0] * y), round(box[1] * x)
+        bottom, right = round((box[0] + box[2]) * y), round((box[1] + box[3]) * x)
+        return top, left, max(bottom - top, 1), max(right - left, 1)
+
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+        try:
+            pixels = np.asarray(self._image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise VideoError(self.path, f"damaged image ({str(error).splitlines()[0]})") from None
+        out[:] = pixels[box]
+
+    def close(self) -> None:
+        self._image.close()

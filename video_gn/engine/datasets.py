@@ -1,0 +1,80 @@
+"""What a config trains and tests on: its lists and data sets, of videos or of images."""
+
+from __future__ import annotations
+
+import torch
+
+from video_gn.config import Config
+from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
+from video_gn.data.images import read_image_folder
+from video_gn.data.lists import Record, check_some_exist, read_list
+
+
+def read_records(config: Config, name: str) -> list[Record]:
+    """The records of a list or an image folder, checked.
+
+    Raises:
+        UserError: it is missing or malformed, or none of its files is there.
+    """
+    data = config.data
+    if data.kind == "images":
+        return read_image_folder(name, data.root, config.model.num_classes)
+    records = read_list(name, data.root, config.model.num_classes)
+    check_some_exist(records, data.root, name)
+    return records
+
+
+def train_dataset(config: Config, records: list[Record]) -> TrainClips:
+    """Random clips or images with training augmentation."""
+    data = config.data
+    spec = clip_spec(config)
+    limit = data.max_unreadable
+    return TrainClips(records, data.root, _decoder(config), spec, seed=config.seed, max_unreadable=limit)
+
+
+def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
+    """What the monitored error is of: one random clip a video (Figure 7), the center crop of an image (section 4.1)."""
+    if config.data.kind == "images":
+        return test_dataset(config, records)
+    return ValClips(records, config.data.root, _decoder(config), clip_spec(config), seed=config.seed)
+
+
+def test_dataset(config: Config, records: list[Record]) -> TestClips:
+    """All clips and views of the configured test."""
+    test = config.test
+    return TestClips(
+        records,
+        config.data.root,
+        _decoder(config),
+        clip_spec(config),
+        views=test.views,
+        clips=test.clips,
+        clip_starts=test.clip_starts,
+        short_side=test.short_side,
+    )
+
+
+def clip_spec(config: Config) -> ClipSpec:
+    """The part of the `data` section that says how clips are cut."""
+    data = config.data
+    return ClipSpec(
+        data.frames,
+        data.stride,
+        data.crop,
+        data.short_side,
+        data.flip,
+        area=data.area,
+        colour_jitter=data.colour_jitter,
+        lighting=data.lighting,
+    )
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Of weights and input."""
+    if not config.train.channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if config.dims == 2 else torch.channels_last_3d
+
+
+def _decoder(config: Config) -> str:
+    return "image" if config.data.kind == "images" else config.data.decoder

@@ -1,0 +1,77 @@
+"""VGG-16 for images, with a norm after each convolution (the paper's section 4.1, last part)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_gn.errors import UserError
+from video_gn.norm import NormFactory
+
+STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+"""(channels in units of the width, convolutions) of each stage; a 2x2 max-pool ends it."""
+
+
+class VGG(nn.Module):
+    """13 convolutions 3x3 in 5 stages, then FC, FC, FC with dropout.
+
+    Args:
+        num_classes: K.
+        norm: makes the norm of a given number of channels.
+        width: channels of the first stage (64); the hidden FCs have 64 times as many.
+        dropout: probability, after each hidden FC.
+    """
+
+    def __init__(self, num_classes: int, norm: NormFactory, *, width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.ModuleList(), nn.ModuleList()
+        channels = 3
+        for factor, count in STAGES:
+            for _ in range(count):
+                self.norm.append(norm(factor * width))
+                bias = isinstance(self.norm[-1], nn.Identity)
+                self.conv.append(nn.Conv2d(channels, factor * width, 3, padding=1, bias=bias))
+                channels = factor * width
+        self.pool = nn.AdaptiveAvgPool2d(7)  # changes nothing at 224
+        self.fc = nn.ModuleList([nn.Linear(channels * 49, 64 * width), nn.Linear(64 * width, 64 * width)])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(64 * width, num_classes)
+        self._initialize()
+
+    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Logits (N, K) of images (N, 3, H, W); with `window`, (N, 1, K) of images whose last map is that size."""
+        layers = iter(zip(self.conv, self.norm, strict=True))
+        for _, count in STAGES:
+            for _ in range(count):
+                conv, norm = next(layers)
+                x = F.relu(norm(conv(x)), inplace=True)
+            x = F.max_pool2d(x, 2)
+        if window is not None and x.shape[2:] != (window, window):
+            raise UserError(
+                f"VGG takes images of one size (last map {window}), not {tuple(x.shape[2:])}; use test.views=center"
+            )
+        x = self.pool(x).flatten(1)
+        for fc in self.fc:
+            x = self.dropout(F.relu(fc(x), inplace=True))
+        return self.head(x) if window is None else self.head(x)[:, None]
+
+    def feature_size(self, side: int) -> int:
+        """Cells of the last map along a side of `side` pixels."""
+        return side // 32
+
+    def norm_parameters(self) -> Iterator[nn.Parameter]:
+        """gamma and beta of every norm, whatever its class."""
+        return self.norm.parameters()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
