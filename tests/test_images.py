@@ -1,0 +1,193 @@
+"""Image folders: records, JPEGs decoded no larger than needed, section 4.1's crops and colours, training and test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import functional as tv
+
+from tests.test_train import run
+from video_gn.config import load_config
+from video_gn.data import augment, dataset
+from video_gn.data.dataset import ClipSpec, TrainClips
+from video_gn.data.decode import VideoError
+from video_gn.data.images import ImageReader, read_image_folder
+from video_gn.data.sampling import keyed_rng
+from video_gn.engine.test import test_checkpoint as score_checkpoint
+from video_gn.errors import UserError
+
+
+def smooth(height: int, width: int, seed: int) -> np.ndarray:
+    """A picture without fine detail, so that JPEG and scaling change it little."""
+    small = np.random.default_rng(seed).integers(40, 215, (4, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """train/ and val/ of 3 classes told apart by colour."""
+    root = tmp_path_factory.mktemp("tree")
+    for split, count in (("train", 8), ("val", 3)):
+        for label, name in enumerate(("ant", "bee", "wasp and hornet")):
+            (root / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = smooth(50, 60, 100 * label + k).copy()
+                pixels[..., label] = 250
+                Image.fromarray(pixels).save(root / split / name / f"{k}.jpg", quality=95)
+    return root
+
+
+def test_records_are_those_of_image_folder(tree):
+    records = read_image_folder("train", str(tree), 3)
+    assert [(str(tree / r.path), r.label) for r in records] == ImageFolder(str(tree / "train")).samples
+
+
+def test_what_is_not_a_tree(tree, tmp_path):
+    with pytest.raises(UserError, match="3 class folders, model.num_classes is 1000"):
+        read_image_folder("train", str(tree), 1000)
+    with pytest.raises(UserError, match="no folder 'absent'"):
+        read_image_folder("absent", str(tree), 3)
+    (tmp_path / "train" / "empty").mkdir(parents=True)
+    with pytest.raises(UserError, match="empty"):
+        read_image_folder("train", str(tmp_path), 1)
+
+
+@pytest.mark.parametrize(("side", "scale"), [(200, 1), (128, 2), (100, 2), (64, 4), (60, 4), (30, 8), (8, 8)])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(tmp_path, side, scale):
+    """The views' content stays: within the JPEG's own error of the picture cut and scaled by PIL."""
+    pixels = smooth(400, 512, 7)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=98)
+    with ImageReader(str(tmp_path / "a.jpg")) as image:
+        assert (image.height, image.width, image.num_frames) == (400, 512, 1)
+        (view,) = image.shrink([augment.View((72, 128, 256, 256), side, side)])
+        assert (image.height, image.width) == (400 // scale, 512 // scale)
+        assert view.box == tuple(v // scale for v in (72, 128, 256, 256))
+        box, views = augment.cut([view])
+        frames = image.read([0], box)
+    got = augment.render(frames, views, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))[0, 0]
+    whole = Image.fromarray(pixels).crop((128, 72, 384, 328)).resize((side, side), Image.Resampling.BILINEAR)
+    assert np.abs(got.numpy() - np.asarray(whole, dtype=np.float32)).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_colour_mode_becomes_rgb(tmp_path, mode):
+    name = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.fromarray(smooth(20, 30, 1)).convert(mode).save(name)
+    with ImageReader(str(name)) as image:
+        assert image.read([0]).shape == (1, 20, 30, 3)
+
+
+def test_unreadable_images(tmp_path):
+    Image.fromarray(smooth(200, 300, 1)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for name, content in (("empty.jpg", b""), ("text.jpg", b"no image"), ("half.jpg", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VideoError) as caught, ImageReader(str(tmp_path / name)) as image:
+            image.read([0])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(VideoError, match="no such file"):
+        ImageReader(str(tmp_path / "absent.jpg"))
+
+
+def test_random_area_views():
+    """8 to 100 % of the area, aspect 3/4 to 4/3, inside the image, anywhere."""
+    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), 0.5, keyed_rng(k)) for k in range(2000)]
+    for top, left, height, width in (view.box for view in views):
+        assert 0 <= top <= top + height <= 300
+        assert 0 <= left <= left + width <= 400
+        assert 0.078 <= height * width / 120_000 <= 1
+        assert 0.73 <= width / height <= 1.36
+    shares = np.array([v.box[2] * v.box[3] / 120_000 for v in views])
+    assert shares.min() < 0.1
+    assert shares.max() > 0.8
+    assert 0.45 < np.mean([v.flip for v in views]) < 0.55
+    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), 0, keyed_rng(0))
+    assert thin.box == (0, 495, 10, 10)  # nothing fits in ten tries: the centered square
+
+
+def test_colours_are_torchvisions():
+    image = torch.rand(1, 6, 7, 3) * 100 + 60  # far enough from 0 and 255 that torchvision clamps nothing
+    chw = image.permute(0, 3, 1, 2) / 255
+    for name, function in (
+        ("brightness", tv.adjust_brightness),
+        ("contrast", tv.adjust_contrast),
+        ("saturation", tv.adjust_saturation),
+    ):
+        got = augment.change_colour(image, augment.Colour(((name, 1.3),), (0.0, 0.0, 0.0)))
+        expected = function(chw, 1.3).permute(0, 2, 3, 1) * 255
+        torch.testing.assert_close(got, expected, atol=0.1, rtol=1e-3)  # its gray weights have 4 digits
+    shifted = augment.change_colour(image, augment.Colour((), (0.1, 0.0, -0.1)))
+    torch.testing.assert_close(shifted - image, torch.tensor([25.5, 0.0, -25.5]).expand_as(image), atol=1e-4, rtol=0)
+
+
+def test_random_colours():
+    """Factors within 1 +- jitter, all orders; lighting's covariance is axes diag(std^2) axes^T x 0.01."""
+    colours = [augment.random_colour(0.4, 0.1, keyed_rng(k)) for k in range(3000)]
+    assert len({tuple(name for name, _ in c.factors) for c in colours}) == 6
+    factors = np.array([factor for c in colours for _, factor in c.factors])
+    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
+    shifts = np.array([c.shift for c in colours])
+    axes = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    expected = 0.01 * axes @ np.diag(np.square([0.2175, 0.0188, 0.0045])) @ axes.T
+    np.testing.assert_allclose(np.cov(shifts.T), expected, atol=3e-5)
+    assert augment.random_colour(0, 0, keyed_rng(0)) is None
+
+
+def test_an_image_is_a_clip_of_one_frame(tree):
+    records = read_image_folder("train", str(tree), 3)
+    spec = ClipSpec(1, 1, 32, (40, 40), 0.5, area=(0.08, 1.0), colour_jitter=0.4, lighting=0.1)
+    clips = TrainClips(records, str(tree), "image", spec, seed=0, max_unreadable=0)
+    first, again, later = clips[0, 3], clips[0, 3], clips[1, 3]
+    assert torch.equal(first.frames, again.frames) and (first.views, first.colour) == (again.views, again.colour)
+    assert first.colour != later.colour
+    assert first.clip_indices.tolist() == [[0]]
+    center = dataset.TestClips(
+        records, str(tree), "image", spec, views="center", clips=1, clip_starts="spread", short_side=40
+    )[0]
+    assert center.colour is None
+    (view,) = center.views
+    assert (view.height, view.width, view.box[2:]) == (32, 32, (40, 40))  # 32 of 40, of a 50 pixel short side
+
+
+TINY = """
+output_dir: {out}
+device: cpu
+model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 3, stem: slowfast, dropout: 0}}
+data: {{kind: images, root: {root}, train_list: train, val_list: val, test_list: val, frames: 1, crop: 32, workers: 0,
+  area: [0.5, 1.0], colour_jitter: 0.2, lighting: 0.1}}
+optim: {{lr: 0.05, reference_batch: 8, schedule: cosine}}
+train: {{epochs: 8, clips_per_gpu: 4, global_batch: 8}}
+test: {{views: center, clips: 1, short_side: 36}}
+"""
+
+
+@pytest.mark.parametrize("change", [[], ["model.norm=bn"], ["model.arch=vgg16", "model.blocks=null", "optim.lr=0.01"]])
+def test_the_same_tools_train_and_score_images(tree, tmp_path, change):
+    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    folder = run(load_config(tmp_path / "tiny.yaml", change))
+    epochs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = [r for r in epochs if r["kind"] == "epoch"][-1]
+    result = score_checkpoint(folder / "checkpoints" / "last.pt")
+    assert (result.protocol, result.videos_scored, result.videos_listed) == ("1-crop center 32", 9, 9)
+    assert result.top1 == pytest.approx(
+        100 - last["val/top1_error"], abs=1e-3
+    )  # the monitored error is the center crop's
+    if not change:
+        assert result.top1 >= 66  # chance is 33
+
+
+def test_config_rules_of_images(tmp_path, tree):
+    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    for change, words in (
+        ("data.frames=8", "frames is 8"),
+        ("test.views=full", "test.views center"),
+        ("data.kind=videos", "too short for stem"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(tmp_path / "tiny.yaml", [change])
