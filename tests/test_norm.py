@@ -1,62 +1,584 @@
-"""Norms by name against a direct reading of the paper's equations."""
+"""Norms by name against a direct reading of the paper's equations, in float64."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from video_gn.errors import UserError
-from video_gn.norm import norm_factory
+from video_gn.norm import NORMS, norm_factory
 
 EPS = 1e-5
+IMAGES, CLIPS = (3, 12, 5, 7), (2, 12, 3, 5, 7)
+BOTH = pytest.mark.parametrize("shape", [IMAGES, CLIPS], ids=["images", "clips"])
+Key = Callable[[Tensor, Tensor], Tensor]
+
+# What the pixels of one set S_i share, for pixels of sample n and channel c
+EQUATION_3: Key = lambda n, c: c  # noqa: E731
+EQUATION_4: Key = lambda n, c: n  # noqa: E731
+EQUATION_5: Key = lambda n, c: n * 1000 + c  # noqa: E731
 
 
-def by_equations(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-    """Equations 1 and 2 over `axes`, biased variance, in float64."""
-    x = x.double()
-    mean = x.mean(axes, keepdim=True)
-    variance = ((x - mean) ** 2).mean(axes, keepdim=True)
-    return (x - mean) / (variance + EPS).sqrt()
+def equation_7(channels: int, groups: int) -> Key:
+    return lambda n, c: n * 1000 + torch.floor(c / (channels / groups)).long()
+
+
+def by_equations(x: Tensor, key: Key, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+    """Equations 1, 2 and 6 in float64, one set S_i after the other, each a mean over its m pixels."""
+    x = x.detach().double()
+    ones = [1] * (x.ndim - 2)
+    n = torch.arange(x.shape[0]).view(-1, 1, *ones).expand(x.shape)
+    c = torch.arange(x.shape[1]).view(-1, *ones).expand(x.shape)
+    keys, y = key(n, c), torch.empty_like(x)
+    for value in keys.unique():
+        pixels = x[keys == value]
+        m = len(pixels)
+        mu = pixels.sum() / m
+        sigma = math.sqrt(((pixels - mu) ** 2).sum() / m + EPS)
+        y[keys == value] = (pixels - mu) / sigma
+    gamma = torch.ones(x.shape[1]) if gamma is None else gamma.detach()
+    beta = torch.zeros(x.shape[1]) if beta is None else beta.detach()
+    return y * gamma.double().view(-1, *ones) + beta.double().view(-1, *ones)
+
+
+def make(name: str, channels: int, **options: float | None) -> nn.Module:
+    """A norm with gamma and beta of its own in each channel."""
+    norm = norm_factory(name, **options)(channels)  # type: ignore[arg-type]
+    if isinstance(getattr(norm, "weight", None), Tensor):
+        nn.init.uniform_(norm.weight, 0.5, 2)  # type: ignore[arg-type]
+        nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+    return norm
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+ALL = [
+    ("bn", {}, EQUATION_3),
+    ("brn", {}, EQUATION_3),  # its warm-up
+    ("gn", {"groups": 4}, equation_7(12, 4)),
+    ("gn", {"channels_per_group": 4}, equation_7(12, 3)),
+    ("gn", {"groups": 12}, EQUATION_5),
+    ("gn", {"groups": 1}, EQUATION_4),
+    ("ln", {}, EQUATION_4),
+    ("in", {}, EQUATION_5),
+]
+EACH = pytest.mark.parametrize(
+    ("name", "options", "key"), ALL, ids=[f"{name}{list(options.values())}" for name, options, _ in ALL]
+)
+
+
+# The equations
+
+
+@BOTH
+@EACH
+def test_equations(name: str, options: dict[str, int], key: Key, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(shape) + 2
+    norm = make(name, 12, **options)
+    expected = by_equations(x, key, norm.weight, norm.bias)
+    torch.testing.assert_close(norm(x).double(), expected, atol=1e-5, rtol=1e-5)
+    y = norm(channels_last(x))
+    torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gn", "ln", "in", "bn", "brn"])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_equations_for_any_size(name: str, data: st.DataObject) -> None:
+    """Odd sizes, channels that are no power of two, maps of one pixel."""
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))
+    batch, groups, per_group = (data.draw(st.integers(1, top)) for top in (3, 4, 4))
+    channels = groups * per_group
+    key = {"gn": equation_7(channels, groups), "ln": EQUATION_4, "in": EQUATION_5}.get(name, EQUATION_3)
+    seed = data.draw(st.integers(0, 1000))
+    x = torch.randn((batch, channels, *sizes), generator=torch.Generator().manual_seed(seed)) * 2 + 1
+    norm = norm_factory(name, groups=groups)(channels)
+    of_a_set = {"gn": per_group, "ln": channels, "in": 1}.get(name, batch) * math.prod(sizes)
+    if of_a_set == 1 and (batch == 1 or key is EQUATION_3):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):  # PyTorch's own check
+            norm(x)
+    else:
+        torch.testing.assert_close(norm(x).double(), by_equations(x, key), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 2), (2, 4, 2, 1, 2)], ids=["images", "clips"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gn", {"groups": 2}),
+        ("ln", {}),
+        ("in", {}),
+        ("bn", {}),
+        ("brn", {}),
+        # every r and d at its bound, and so constant for finite differences too
+        ("brn", {"brn_r_max": 1.01, "brn_d_max": 0.01, "brn_warmup": 0, "brn_ramp": 0}),
+    ],
+    ids=str,
+)
+def test_gradients_by_finite_differences(name: str, options: dict[str, float], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm = make(name, 4, **options).double()
+    if name == "brn":
+        norm.running_mean.fill_(-50)  # type: ignore[operator, union-attr]
+        norm.running_var.fill_(0.01)  # type: ignore[operator, union-attr]
+        norm.momentum = 0.0  # type: ignore[assignment]
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    parameters = [p.detach().clone().requires_grad_() for p in norm.parameters()]
+    assert [name for name, _ in norm.named_parameters()] == ["weight", "bias"]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters))
+
+
+@pytest.mark.parametrize("name", ["bn", "frozen_bn", "brn"])
+def test_gradients_in_evaluation(name: str) -> None:
+    torch.manual_seed(0)
+    norm = make(name, 3).double().eval()
+    norm.running_mean.normal_()  # type: ignore[operator, union-attr]
+    norm.running_var.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+    assert torch.autograd.gradcheck(norm, torch.randn(2, 3, 2, 1, 2, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["bn", "brn", "frozen_bn", "gn", "ln", "in"])
+@BOTH
+def test_channels_last_gives_the_same_gradients(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm, x, towards = make(name, 12, groups=4), torch.randn(shape), torch.randn(shape)
+    gradients = []
+    for value in (x.clone(), channels_last(x)):
+        value.requires_grad_()
+        wanted = [value, *norm.parameters()]
+        gradients.append(torch.autograd.grad((norm(value) * towards).sum(), wanted))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+# Section 3's identities
+
+
+@BOTH
+def test_one_group_is_layer_norm_and_a_group_a_channel_is_instance_norm(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    layer_norm, instance_norm = F.layer_norm(x, shape[1:]), F.instance_norm(x)
+    for norm in (
+        norm_factory("gn", groups=1)(12),
+        norm_factory("ln")(12),
+        norm_factory("gn", channels_per_group=12)(12),
+    ):
+        torch.testing.assert_close(norm(x), layer_norm, atol=1e-5, rtol=1e-5)
+    for norm in (
+        norm_factory("gn", groups=12)(12),
+        norm_factory("in")(12),
+        norm_factory("gn", channels_per_group=1)(12),
+    ):
+        torch.testing.assert_close(norm(x), instance_norm, atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["bn", "brn"])
+def test_batch_norm_of_one_sample_is_instance_norm(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, *shape[1:])
+    norm, instance_norm = make(name, 12), norm_factory("in")(12)
+    instance_norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+    torch.testing.assert_close(norm(x), instance_norm(x), atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["gn", "ln", "in"])
+def test_a_sample_does_not_see_the_rest_of_the_batch(name: str, shape: tuple[int, ...]) -> None:
+    """So micro-batches or ranks of any size give the same outputs, and gradients that add up."""
+    torch.manual_seed(0)
+    norm, x, towards = make(name, 12, groups=4), torch.randn(shape), torch.randn(shape)
+    y = norm(x)
+    (y * towards).sum().backward()
+    whole = [p.grad.clone() for p in norm.parameters() if p.grad is not None]
+    norm.zero_grad()
+    for i in range(len(x)):
+        alone = norm(x[i : i + 1])
+        torch.testing.assert_close(alone, y[i : i + 1], atol=1e-6, rtol=1e-6)
+        (alone * towards[i : i + 1]).sum().backward()
+    for gradient, parameter in zip(whole, norm.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-5)
+    changed = x.clone()
+    changed[1:] += 100
+    torch.testing.assert_close(norm(changed)[0], y[0], atol=1e-6, rtol=1e-6)
+
+
+# Precision
+
+
+@BOTH
+@EACH
+def test_bf16_has_float32_statistics(name: str, options: dict[str, int], key: Key, shape: tuple[int, ...]) -> None:
+    """Only the result is rounded to bf16 (8 bits): a mean of 16 in bf16 would be off by up to 1/16 of sigma."""
+    torch.manual_seed(0)
+    x = (torch.randn(shape) + 16).bfloat16()
+    norm = make(name, 12, **options)
+    expected = by_equations(x, key, norm.weight, norm.bias)
+    outside = norm(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = norm(x)
+    for y in (outside, inside):
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.double(), expected, atol=1e-3, rtol=2**-8)
+    if hasattr(norm, "running_mean"):
+        mean = x.double().mean([0, *range(2, x.ndim)])
+        torch.testing.assert_close(norm.running_mean.double(), mean * (1 - 0.9**2), atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+@EACH
+def test_a_mean_far_from_zero(name: str, options: dict[str, int], key: Key, shape: tuple[int, ...]) -> None:
+    """Mean 1000, sigma 1 in float32. Not so for PyTorch's GroupNorm of channels_last on a CPU: see docs/norms.md."""
+    torch.manual_seed(0)
+    x = torch.randn(shape) + 1000
+    norm = make(name, 12, **options)
+    expected = by_equations(x, key, norm.weight, norm.bias)
+    torch.testing.assert_close(norm(x).double(), expected, atol=1e-3, rtol=1e-3)
+    if name in ("bn", "brn"):
+        torch.testing.assert_close(norm(channels_last(x)).double(), expected, atol=1e-2, rtol=1e-3)
+
+
+# bn
+
+
+def test_batch_norm_is_pytorchs_and_found_as_such() -> None:
+    norm = norm_factory("bn")(4)
+    assert isinstance(norm, _BatchNorm)
+    assert (norm.momentum, norm.eps) == (0.1, EPS)
+    assert list(norm.state_dict()) == list(nn.BatchNorm3d(4).state_dict())
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(norm)) is nn.SyncBatchNorm
+    found = pytest.importorskip("fvcore.nn.precise_bn").get_bn_modules
+    layers = [norm, *(norm_factory(name)(4) for name in ("sync_bn", "frozen_bn", "brn", "none", "ln"))]
+    assert found(nn.Sequential(*layers)) == layers[:2]  # precise BN is not for Batch Renorm
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 4), (1, 2, 4, 3, 3, 3)])
+def test_batch_norm_takes_images_and_clips_alone(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"takes \(N, C, H, W\) or \(N, C, T, H, W\), not shape \(\d"):
+        norm_factory("bn")(4)(torch.zeros(shape))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["bn", "brn"])
+def test_running_statistics_over_steps(name: str, shape: tuple[int, ...]) -> None:
+    """mu <- 0.9 mu + 0.1 mu_B, and so sigma^2: PyTorch's Batch Norm takes the unbiased one, Batch Renorm the biased."""
+    torch.manual_seed(0)
+    norm = make(name, 12, brn_warmup=1, brn_ramp=2)
+    mean, variance = torch.zeros(12).double(), torch.ones(12).double()
+    for step in range(4):
+        x = (step + 1) * torch.randn(shape) + step
+        norm(x)
+        pixels = x.double().transpose(0, 1).reshape(12, -1)
+        m = pixels.shape[1]
+        mean_b = pixels.sum(1) / m
+        variance_b = ((pixels - mean_b[:, None]) ** 2).sum(1) / (m - 1 if name == "bn" else m)
+        mean, variance = 0.9 * mean + 0.1 * mean_b, 0.9 * variance + 0.1 * variance_b
+        torch.testing.assert_close(norm.running_mean.double(), mean, atol=1e-5, rtol=1e-5)  # type: ignore[union-attr]
+        torch.testing.assert_close(norm.running_var.double(), variance, atol=1e-5, rtol=1e-5)  # type: ignore[union-attr]
+        assert norm.num_batches_tracked == step + 1
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    y = norm.eval()(x)
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    ones = [1] * (x.ndim - 2)
+    gamma, beta = norm.weight.double().view(-1, *ones), norm.bias.double().view(-1, *ones)  # type: ignore[operator, union-attr]
+    expected = gamma * (x - mean.view(-1, *ones)) / (variance + EPS).sqrt().view(-1, *ones) + beta
+    torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+# brn
+
+
+def renorm_by_hand(x: Tensor, state: dict[str, Tensor], r_max: float, d_max: float) -> Tensor:
+    """Ioffe's algorithm 1, r and d detached, written out; moves the running statistics in `state` on."""
+    axes, ones = [0, *range(2, x.ndim)], [1] * (x.ndim - 2)
+    mu_b = x.mean(axes, keepdim=True)
+    sigma_b = (((x - mu_b) ** 2).mean(axes, keepdim=True) + EPS).sqrt()
+    mu, sigma = state["mean"].view(-1, *ones), (state["variance"] + EPS).sqrt().view(-1, *ones)
+    r = (sigma_b / sigma).clip(1 / r_max, r_max).detach()
+    d = ((mu_b - mu) / sigma).clip(-d_max, d_max).detach()
+    y = ((x - mu_b) / sigma_b * r + d) * state["gamma"].view(-1, *ones) + state["beta"].view(-1, *ones)
+    state["mean"] = 0.9 * state["mean"] + 0.1 * mu_b.detach().flatten()
+    state["variance"] = 0.9 * state["variance"] + 0.1 * (sigma_b.detach().flatten() ** 2 - EPS)
+    return y
+
+
+def steps_of(sizes: tuple[int, ...], count: int) -> list[Tensor]:
+    """Batches whose channels drift: some r and d within their bounds, some beyond."""
+    torch.manual_seed(1)
+    spread = torch.linspace(0.4, 2.5, sizes[1]).view(-1, *[1] * (len(sizes) - 2))
+    return [(spread * torch.randn(sizes) + 0.2 * step * spread).double() for step in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 6, 2, 3, 3)], ids=["images", "clips"])
+def test_batch_renorm_by_hand(shape: tuple[int, ...]) -> None:
+    """Outputs and gradients of warm-up (2 steps), ramp (4 steps) and after; r and d are constants going back."""
+    norm = make("brn", 6, brn_warmup=2, brn_ramp=4).double()
+    state = {
+        "gamma": norm.weight,
+        "beta": norm.bias,
+        "mean": torch.zeros(6).double(),
+        "variance": torch.ones(6).double(),
+    }
+    bounds = [(1, 0), (1, 0), (1.125, 0.125), (1.25, 0.25), (1.375, 0.375), (1.5, 0.5), (1.5, 0.5)]
+    for x, (r_max, d_max) in zip(steps_of(shape, 7), bounds, strict=True):
+        x.requires_grad_()
+        towards = torch.randn(shape).double()
+        wanted = (x, norm.weight, norm.bias)
+        y, expected = norm(x), renorm_by_hand(x, state, r_max, d_max)
+        torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-6)
+        ours = torch.autograd.grad((y * towards).sum(), wanted)  # type: ignore[arg-type]
+        theirs = torch.autograd.grad((expected * towards).sum(), wanted)  # type: ignore[arg-type]
+        for gradient, by_hand in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(gradient, by_hand, atol=1e-6, rtol=1e-6)
+
+
+def test_batch_renorm_without_freedom_is_batch_norm() -> None:
+    """r_max 1, d_max 0; and so the warm-up, whatever the bounds."""
+    shut = norm_factory("brn", brn_r_max=1, brn_d_max=0, brn_warmup=0, brn_ramp=0)(6)
+    warm = norm_factory("brn", brn_warmup=5)(6)
+    batch_norm = norm_factory("bn")(6)
+    for x in steps_of((2, 6, 2, 3, 3), 5):
+        expected = batch_norm(x.float())
+        torch.testing.assert_close(shut(x.float()), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(warm(x.float()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_batch_renorm_with_all_freedom_is_evaluation() -> None:
+    """Within the bounds gamma ((x - mu_B) / sigma_B r + d) + beta is gamma (x - mu) / sigma + beta."""
+    norm = make("brn", 6, brn_r_max=1e6, brn_d_max=1e6, brn_warmup=0, brn_ramp=0).double()
+    for x in steps_of((2, 6, 2, 3, 3), 5):
+        expected = norm.eval()(x)
+        torch.testing.assert_close(norm.train()(x), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_batch_renorm_of_a_stationary_batch_is_evaluation() -> None:
+    norm = make("brn", 6, brn_warmup=0, brn_ramp=0).double()
+    (x,) = steps_of((2, 6, 2, 3, 3), 1)
+    for _ in range(300):
+        y = norm(x)
+    torch.testing.assert_close(norm.eval()(x), y, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(y, by_equations(x, EQUATION_3, norm.weight, norm.bias), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "groups"),
+    ("warmup", "ramp", "opened"),
+    [(0, 0, [1, 1, 1]), (2, 0, [0, 0, 1, 1]), (2, 1, [0, 0, 1, 1]), (1, 4, [0, 0.25, 0.5, 0.75, 1, 1])],
+)
+def test_how_the_bounds_open(warmup: int, ramp: int, opened: list[float]) -> None:
+    """A batch of mean and sigma 100 times the running sigma: r and d are the bounds, read off the output."""
+    norm = norm_factory("brn", brn_r_max=3, brn_d_max=5, brn_warmup=warmup, brn_ramp=ramp)(1)
+    x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1) * 100 + 100
+    for part in opened:
+        norm.running_mean.zero_()  # type: ignore[operator, union-attr]
+        norm.running_var.fill_(1)  # type: ignore[operator, union-attr]
+        low, high = norm(x).flatten().tolist()
+        assert (high + low) / 2 == pytest.approx(5 * part, abs=1e-4)
+        assert (high - low) / 2 == pytest.approx(1 + 2 * part, abs=1e-4)
+
+
+def test_batch_renorms_count_survives_a_checkpoint() -> None:
+    """An interrupted ramp goes on where it was."""
+    options = {"brn_warmup": 1, "brn_ramp": 4}
+    straight, first = norm_factory("brn", **options)(6), norm_factory("brn", **options)(6)  # type: ignore[arg-type]
+    batches = [x.float() for x in steps_of((2, 6, 3, 3), 5)]
+    for x in batches[:3]:
+        straight(x), first(x)
+    resumed = norm_factory("brn", **options)(6)  # type: ignore[arg-type]
+    resumed.load_state_dict(first.state_dict())
+    for x in batches[3:]:
+        assert torch.equal(resumed(x), straight(x))
+    assert resumed.num_batches_tracked == 5
+
+
+def test_batch_renorm_reads_nothing_from_the_device() -> None:
+    """A tensor on the meta device has no values: whatever made the host wait for one would raise."""
+    with torch.device("meta"):
+        norm = norm_factory("brn", brn_warmup=0)(4)
+    x = torch.empty(2, 4, 3, 3, 3, device="meta", requires_grad=True)
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None
+
+
+def test_batch_renorm_takes_a_batch_norms_state() -> None:
+    """A trained Batch Norm's count of steps goes for the warm-up."""
+    batch_norm, norm = nn.BatchNorm2d(3), norm_factory("brn", brn_warmup=2)(3)
+    for _ in range(3):
+        batch_norm(torch.randn(4, 3, 2, 2))
+    norm.load_state_dict(batch_norm.state_dict())
+    assert norm.num_batches_tracked == 3
+    x = torch.randn(2, 3, 2, 2)
+    assert torch.equal(norm.eval()(x), batch_norm.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
     [
-        ("gn", {"groups": 4}, 4),
-        ("gn", {"channels_per_group": 4}, 3),
-        ("ln", {}, 1),
-        ("in", {}, 12),
-        ("gn", {"groups": 12}, 12),
+        ({"brn_r_max": 0.5}, "brn_r_max 0.5 is below 1"),
+        ({"brn_d_max": -1}, "brn_d_max -1 is negative"),
+        ({"brn_warmup": -1}, "brn_warmup -1 is negative"),
+        ({"brn_ramp": -2}, "brn_ramp -2 is negative"),
     ],
 )
-def test_group_norms(name, options, groups):
+def test_batch_renorms_ranges(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        norm_factory("brn", **options)(4)  # type: ignore[arg-type]
+
+
+# frozen_bn
+
+
+@BOTH
+def test_frozen_batch_norm_takes_a_trained_ones_state(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    x = 3 * torch.randn(2, 12, 3, 5, 7) + 2
-    norm = norm_factory(name, **options)(12)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    expected = by_equations(x.view(2, groups, -1), (2,)).view(x.shape)
-    expected = expected * norm.weight.view(-1, 1, 1, 1).double() + norm.bias.view(-1, 1, 1, 1).double()
-    torch.testing.assert_close(norm(x).double(), expected, atol=1e-5, rtol=1e-5)
+    trained = nn.Sequential(nn.Identity(), make("bn", 12))
+    for _ in range(3):
+        trained(2 * torch.randn(shape) + 1)
+    frozen = nn.Sequential(nn.Identity(), norm_factory("frozen_bn")(12))
+    state = trained.state_dict()
+    frozen.load_state_dict(state)
+    assert "1.num_batches_tracked" in state  # the caller's own is left alone
+    assert list(frozen.parameters()) == []
+    x = torch.randn(shape)
+    expected = trained.eval()(x)
+    for mode in (True, False):
+        torch.testing.assert_close(frozen.train(mode)(x), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen(channels_last(x)), expected, atol=1e-5, rtol=1e-5)
+    kept = {key: value for key, value in state.items() if "num_batches" not in key}
+    assert frozen.state_dict().keys() == kept.keys()
+    assert all(torch.equal(value, kept[key]) for key, value in frozen.state_dict().items())
 
 
-def test_batch_norm():
+def test_frozen_batch_norm_still_reports_keys_that_do_not_fit() -> None:
+    state = norm_factory("bn")(4).state_dict()
+    with pytest.raises(RuntimeError, match="Unexpected key.*gamma"):
+        norm_factory("frozen_bn")(4).load_state_dict(state | {"gamma": torch.ones(4)})
+    del state["running_var"]
+    with pytest.raises(RuntimeError, match="Missing key.*running_var"):
+        norm_factory("frozen_bn")(4).load_state_dict(state)
+
+
+def test_frozen_batch_norm_by_hand() -> None:
+    """gamma / sigma (x - mu) + beta: 3 / 2 (5 - 1) + 0.5 = 6.5."""
+    norm = norm_factory("frozen_bn")(1)
+    values = {"weight": 3.0, "bias": 0.5, "running_mean": 1.0, "running_var": 4.0}
+    norm.load_state_dict({key: torch.tensor([value]) for key, value in values.items()})
+    assert norm(torch.full((1, 1, 1, 1, 1), 5.0)).item() == pytest.approx(6.5, abs=1e-4)
+    assert norm(torch.full((1, 1, 1, 1), 5.0)).item() == pytest.approx(6.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_batch_norm_is_exact_far_from_zero(dtype: torch.dtype) -> None:
+    """mu 1000, sigma 1: x - mu loses nothing, where gamma / sigma x - gamma mu / sigma + beta would lose 4 digits."""
     torch.manual_seed(0)
-    x = torch.randn(3, 4, 2, 5, 5)
-    norm = norm_factory("bn")(4)
-    torch.testing.assert_close(norm(x).double(), by_equations(x, (0, 2, 3, 4)), atol=1e-5, rtol=1e-5)
-    assert (norm.momentum, norm.eps) == (0.1, EPS)
+    norm = make("frozen_bn", 12)
+    norm.running_mean.fill_(1000)  # type: ignore[operator, union-attr]
+    x = (torch.randn(CLIPS) + 1000).to(dtype)
+    gamma, beta = norm.weight.double().view(-1, 1, 1, 1), norm.bias.double().view(-1, 1, 1, 1)  # type: ignore[operator, union-attr]
+    y = norm(x)
+    assert y.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(
+        y.double(), gamma * (x.double() - 1000) / math.sqrt(1 + EPS) + beta, atol=1e-6, rtol=tolerance
+    )
+    half = norm.to(torch.bfloat16)(x)  # constants of 8 bits, arithmetic still of 24
+    assert half.dtype == dtype
 
 
-def test_none_and_unknown():
+def test_frozen_batch_norm_keeps_nothing_of_xs_size() -> None:
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm_factory("frozen_bn")(12)(torch.randn(CLIPS, requires_grad=True))
+    assert max(kept, default=0) <= 12
+
+
+# sync_bn
+
+
+def test_sync_batch_norm_says_that_it_needs_gpus() -> None:
+    norm = norm_factory("sync_bn")(4)
+    assert isinstance(norm, nn.SyncBatchNorm)
+    assert norm.state_dict().keys() == nn.BatchNorm3d(4).state_dict().keys()
+    for shape in ((2, 4, 3, 3), (2, 4, 3, 3, 3)):
+        with pytest.raises(UserError, match="sync_bn trains on GPUs alone.*on the CPU.*model.norm to bn or gn"):
+            norm(torch.zeros(shape))
+    assert norm.num_batches_tracked == 0
+
+
+def test_sync_batch_norm_evaluates_on_the_cpu_and_is_measured_on_meta() -> None:
+    trained = make("bn", 4)
+    trained(torch.randn(2, 4, 3, 3, 3))
+    norm = norm_factory("sync_bn")(4)
+    norm.load_state_dict(trained.state_dict())
+    x = torch.randn(2, 4, 3, 3, 3)
+    assert torch.equal(norm.eval()(x), trained.eval()(x))
+    with torch.device("meta"):
+        assert norm_factory("sync_bn")(4)(torch.empty(2, 4, 3, 3)).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@BOTH
+def test_sync_batch_norm_of_one_gpu(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    y = norm_factory("sync_bn")(12).cuda()(x.cuda())
+    torch.testing.assert_close(y.cpu().double(), by_equations(x, EQUATION_3), atol=1e-5, rtol=1e-5)
+
+
+# Names and options
+
+
+def test_names() -> None:
+    made = {name: type(norm_factory(name)(32)).__name__ for name in NORMS}
+    assert made == {
+        "bn": "BatchNorm",
+        "sync_bn": "SyncBatchNorm",
+        "frozen_bn": "FrozenBatchNorm",
+        "brn": "BatchRenorm",
+        "gn": "GroupNorm",
+        "ln": "GroupNorm",
+        "in": "GroupNorm",
+        "none": "Identity",
+    }
+    for name in NORMS[:-1]:
+        assert norm_factory(name)(32).eps == EPS
+    assert norm_factory("gn")(64).num_groups == 32
+
+
+def test_none_and_unknown() -> None:
     x = torch.randn(1, 3, 2, 2, 2)
     assert torch.equal(norm_factory("none")(3)(x), x)
-    with pytest.raises(UserError, match="'gnn' is not known.*bn, gn, ln, in, none"):
+    with pytest.raises(UserError, match="'gnn' is not known.*bn, sync_bn, frozen_bn, brn, gn, ln, in, none"):
         norm_factory("gnn")
 
 
-def test_groups_that_do_not_divide():
+def test_groups_that_do_not_divide() -> None:
     with pytest.raises(UserError, match="32 groups do not divide a layer's 16 channels.*channels_per_group"):
         norm_factory("gn")(16)
     with pytest.raises(UserError, match="channels_per_group 5 does not divide"):
         norm_factory("gn", channels_per_group=5)(16)
+    with pytest.raises(UserError, match="0 groups do not divide"):
+        norm_factory("gn", groups=0)(16)
+    with pytest.raises(UserError, match="channels_per_group 0 does not divide"):
+        norm_factory("gn", channels_per_group=0)(16)
