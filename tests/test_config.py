@@ -68,11 +68,11 @@ def test_a_file_says_what_differs(write: Write) -> None:
     text = "seed: 3\nmodel: {norm: bn, blocks: [1, 1, 1, 1]}\ndata:\n  root: /videos # with a comment\n  frames: 64"
     changed = list(differences(default, load_config(write(text))))
     assert changed == [
-        "seed: 0 -> 3",
-        "model.blocks: None -> (1, 1, 1, 1)",
-        "model.norm: gn -> bn",
-        "data.root: . -> /videos",
-        "data.frames: 32 -> 64",
+        ("seed", 0, 3),
+        ("model.blocks", None, (1, 1, 1, 1)),
+        ("model.norm", "gn", "bn"),
+        ("data.root", ".", "/videos"),
+        ("data.frames", 32, 64),
     ]
 
 
@@ -421,13 +421,13 @@ def test_differences(write: Write) -> None:
     assert list(differences(one, load_config(path, ["output_dir=x"]))) == []
     other = load_config(path, ["output_dir=y", "optim.lr=0.02", "data.short_side=[256, 256]", "model.blocks=[1,1,1,1]"])
     assert list(differences(one, other)) == [
-        "output_dir: x -> y",
-        "model.blocks: None -> (1, 1, 1, 1)",
-        "data.short_side: (256, 320) -> (256, 256)",
-        "optim.lr: 0.01 -> 0.02",
+        ("output_dir", "x", "y"),
+        ("model.blocks", None, (1, 1, 1, 1)),
+        ("data.short_side", (256, 320), (256, 256)),
+        ("optim.lr", 0.01, 0.02),
     ]
-    assert list(differences(one.optim, other.optim)) == ["lr: 0.01 -> 0.02"]
-    assert list(differences(one.optim, other.optim, "optim.")) == ["optim.lr: 0.01 -> 0.02"]
+    assert list(differences(one.optim, other.optim)) == [("lr", 0.01, 0.02)]
+    assert list(differences(one.optim, other.optim, "optim.")) == [("optim.lr", 0.01, 0.02)]
 
 
 def test_a_parsed_tree_is_left_as_it_was() -> None:

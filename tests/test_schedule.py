@@ -65,4 +65,4 @@ def test_warm_up_ends_without_a_jump(schedule: str, warmup: float, start: float)
 def test_the_rate_only_falls_and_stays_within_0_and_1(schedule: str, early: float, late: float) -> None:
     early, late = sorted((early, late))
     optim = OptimConfig(schedule=schedule)
-    assert 1 >= rate_factor(optim, early, 109) >= rate_factor(optim, late, 109) > 0
+    assert 1 >= rate_factor(optim, early, 109) >= rate_factor(optim, late, 109) >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -12,13 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from video_gn.config import Config, load_config
+from video_gn.config import Config, load_config, parse_config
+from video_gn.data.augment import gather_clips, render
+from video_gn.data.lists import read_list
 from video_gn.data.motion import write_dataset
 from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import val_dataset
 from video_gn.engine.distributed import world
 from video_gn.engine.train import train
 from video_gn.errors import UserError
+from video_gn.models import build_model
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -95,6 +101,46 @@ def test_the_same_seed_gives_the_same_weights(trained, tmp_path, videos):
     again = run(tiny(tmp_path, videos, "data.workers=2"))
     assert all(torch.equal(a, b) for a, b in zip(weights(trained).values(), weights(again).values(), strict=True))
     assert without_times(trained) == without_times(again)
+
+
+def test_rates_follow_the_schedule_from_the_scaled_base(tmp_path, videos):
+    """0.02 for 8 clips is 0.01 for the 4 of a step; warm-up over the first of 2 epochs (5 steps each)."""
+    options = ["optim.reference_batch=8", "optim.warmup_epochs=1", "train.log_every=1"]
+    folder = run(tiny(tmp_path, videos, *options))
+    rates = [r["train/lr"] for r in records(folder) if r["kind"] == "train"]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
+    warmup = [0.1 + 0.9 * step / 5 for step in range(5)] + [1] * 5
+    assert rates == pytest.approx([0.01 * c * w for c, w in zip(cosine, warmup, strict=True)], rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_monitored_error_is_that_of_the_net_in_evaluation(trained, videos):
+    """Plainly: load last.pt, put each validation clip through it alone, without dropout."""
+    state = ckpt.load(trained / "checkpoints" / "last.pt")
+    config = parse_config(state["config"])
+    model = build_model(config.model)
+    model.load_state_dict(state["model"])
+    model.eval()
+    clips = val_dataset(config, read_list("val.csv", str(videos), 10))
+    losses, errors = [], 0
+    for k in range(11):
+        item = clips[k]
+        frames = render(item.frames, item.views, (0.45,) * 3, (0.225,) * 3)
+        logits = model(gather_clips(frames, torch.from_numpy(item.clip_indices)))
+        losses.append(F.cross_entropy(logits, torch.tensor([item.label])).item())
+        errors += logits.argmax().item() != item.label
+    last = [r for r in records(trained) if r["kind"] == "epoch"][-1]
+    assert last["val/loss"] == pytest.approx(sum(losses) / 11, rel=1e-4)
+    assert last["val/top1_error"] == pytest.approx(100 * errors / 11, rel=1e-4)
+
+
+def test_checkpoints_hold_precise_statistics_whether_evaluated_or_not(tmp_path, videos):
+    often = run(tiny(tmp_path, videos, "model.norm=bn"))
+    (tmp_path / "seldom").mkdir()
+    seldom = run(tiny(tmp_path / "seldom", videos, "model.norm=bn", "train.eval_every=5"))
+    for name in ("previous.pt", "last.pt"):
+        one, other = (ckpt.load(folder / "checkpoints" / name)["model"] for folder in (often, seldom))
+        assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
 def test_another_seed_gives_others(trained, tmp_path, videos):
@@ -200,6 +246,7 @@ def tool(*arguments: str) -> subprocess.CompletedProcess:
         ("train.global_batch=5", "not a multiple"),
         ("model.groups=32", "32 groups do not divide a layer's 8 channels"),
         ("data.decoder=decodr", "data.decoder"),
+        ("data.crop=4", "data.crop"),
     ],
 )
 def test_mistakes_in_the_config(tmp_path, videos, override, words):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from video_gn.engine.writers import Writers, read_log, say
+from video_gn.console import say
+from video_gn.engine.writers import Writers, read_log
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

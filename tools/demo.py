@@ -24,11 +24,11 @@ def main() -> None:
     args = parser.parse_args()
 
     from video_gn.config import load_config
+    from video_gn.console import say
     from video_gn.data.motion import write_dataset
     from video_gn.engine.distributed import world
     from video_gn.engine.test import finished_result, test_checkpoint
     from video_gn.engine.train import train
-    from video_gn.engine.writers import say
     from video_gn.plots import plot_curves
 
     config = load_config(args.config, args.overrides)
@@ -39,9 +39,8 @@ def main() -> None:
     with world(config.device) as ranks:
         train(config, ranks)
     say(f"3/4 {config.test.clips}-clip test")
-    result = finished_result(run / "checkpoints" / "last.pt", config) or test_checkpoint(
-        run / "checkpoints" / "last.pt"
-    )
+    checkpoint = run / "checkpoints" / "last.pt"
+    result = finished_result(checkpoint, config) or test_checkpoint(checkpoint, args.overrides)
     say("4/4 curves")
     curves = plot_curves([run], run / "curves.png")
     assert result is not None  # a single process is rank 0

@@ -74,7 +74,7 @@ class DataConfig(Section):
     frames: Positive = 32
     stride: Annotated[int, Field(ge=0)] = 2
     """Frames from one clip frame to the next, at native rate. 0 repeats one frame: the single-frame control."""
-    crop: Positive = 224
+    crop: Annotated[int, Field(ge=32)] = 224
     """Side of the training crop, pixels."""
     short_side: tuple[Positive, Positive] = (256, 320)
     """Training scales the short side to a random integer of this range, ends included."""
@@ -165,7 +165,7 @@ class TestConfig(Section):
     clips: Positive = 10
     clip_starts: Literal["spread", "baseline"] = "spread"
     """`spread`: from the first frame to the last; `baseline`: int(k N / K), as video-nonlocal-net."""
-    short_side: Positive = 256
+    short_side: Annotated[int, Field(ge=32)] = 256
     clips_per_batch: Positive = 8
     """Clips of one forward pass; changes memory and speed, never a score."""
     max_unreadable: Annotated[int, Field(ge=0)] = 0
@@ -246,14 +246,14 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = (), source: st
         raise UserError(f"{source}: {_explain(error)}") from None
 
 
-def differences(old: Section, new: Section, prefix: str = "") -> Iterator[str]:
-    """Yield ``key: old -> new`` for every value that differs."""
+def differences(old: Section, new: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) for every value that differs; keys are dotted."""
     for name in type(new).model_fields:
         a, b = getattr(old, name), getattr(new, name)
         if isinstance(b, Section):
             yield from differences(a, b, f"{prefix}{name}.")
         elif a != b:
-            yield f"{prefix}{name}: {a} -> {b}"
+            yield prefix + name, a, b
 
 
 def to_yaml(config: Config) -> str:

@@ -5,6 +5,7 @@ The worker draws the rectangles and cuts what they enclose; the arithmetic on pi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FRAMES_AT_ONCE = 32
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width), pixels."""
@@ -99,7 +102,7 @@ def change_colour(frames: Tensor, colour: Colour) -> Tensor:
             gray = frames @ torch.tensor(GRAY, device=frames.device)
             towards = gray.mean() if name == "contrast" else gray[..., None]
             frames = frames * factor + (1 - factor) * towards
-    return frames + _rgb(colour.shift, frames)
+    return frames + 255 * torch.tensor(colour.shift, device=frames.device)
 
 
 def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -> list[View]:
@@ -112,6 +115,8 @@ def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -
     scaled_height, scaled_width = round(height * scale), round(width * scale)
     if kind == "full":
         return [View((0, 0, height, width), scaled_height, scaled_width)]
+    if kind not in ("center", "three"):
+        raise ValueError(f"views {kind!r} are not known; choose center, three or full")
     if kind == "center":
         corners = [((scaled_height - crop) // 2, (scaled_width - crop) // 2)]
         side = crop
@@ -133,7 +138,12 @@ def cut(views: Sequence[View]) -> tuple[Box, list[View]]:
 
 
 def render(
-    frames: Tensor, views: Sequence[View], mean: Sequence[float], std: Sequence[float], colour: Colour | None = None
+    frames: Tensor,
+    views: Sequence[View],
+    mean: Sequence[float],
+    std: Sequence[float],
+    colour: Colour | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Resize, flip, change colour and normalize.
 
@@ -141,14 +151,14 @@ def render(
         frames: uint8 (U, h, w, 3) RGB, on any device.
         views: V views of one output size, boxes relative to `frames`.
         mean, std: of RGB in [0, 1].
+        colour: a change of colour, after the resize.
+        dtype: of the result (the arithmetic is float32).
 
     Returns:
-        float32 (V, U, height, width, 3).
+        (V, U, height, width, 3) of `dtype`.
     """
-    pixels = torch.stack([_render_view(frames, view) for view in views])
-    if colour is not None:
-        pixels = change_colour(pixels, colour)
-    return pixels.sub_(_rgb(mean, frames)).div_(_rgb(std, frames))
+    rgb = _rgb(tuple(mean), frames.device), _rgb(tuple(std), frames.device)
+    return torch.stack([_render_view(frames, view, *rgb, colour, dtype) for view in views])
 
 
 def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
@@ -156,18 +166,29 @@ def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
     return frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
-def _render_view(frames: Tensor, view: View) -> Tensor:
+def _render_view(
+    frames: Tensor, view: View, mean: Tensor, std: Tensor, colour: Colour | None, dtype: torch.dtype
+) -> Tensor:
+    """(U, height, width, 3), a few frames at a time: in float they are large at the source's size."""
     top, left, height, width = view.box
-    pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2).float()
-    if (height, width) != (view.height, view.width):
-        pixels = F.interpolate(pixels, (view.height, view.width), mode="bilinear", antialias=True)
-    if view.flip:
-        pixels = pixels.flip(-1)
-    return pixels.permute(0, 2, 3, 1)
+    done = []
+    for part in frames[:, top : top + height, left : left + width].split(FRAMES_AT_ONCE):
+        pixels = part.permute(0, 3, 1, 2).float()
+        if (height, width) != (view.height, view.width):
+            pixels = F.interpolate(pixels, (view.height, view.width), mode="bilinear", antialias=True)
+        if view.flip:
+            pixels = pixels.flip(-1)
+        pixels = pixels.permute(0, 2, 3, 1)
+        if colour is not None:
+            pixels = change_colour(pixels, colour)
+        done.append(((pixels - mean) / std).to(dtype))
+    return torch.cat(done)
 
 
-def _rgb(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device) * 255
+@functools.lru_cache(maxsize=64)
+def _rgb(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """RGB in [0, 1] as a tensor of [0, 255]; kept, since copying it to a GPU waits for the GPU."""
+    return torch.tensor(values, device=device) * 255
 
 
 def _source_box(top: int, left: int, height: int, width: int, scale: float, full_height: int, full_width: int) -> Box:

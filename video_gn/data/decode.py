@@ -133,14 +133,11 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
         VideoError: if the file is missing, empty, not a video, or shows no frame.
         UserError: if the decoder is unknown or not installed.
     """
-    if decoder not in DECODERS:
-        raise UserError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+    check_decoder(decoder)
     path = os.fspath(path)
     suits_torchcodec = _MP4_OR_MATROSKA.match(_head(path))
     if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
         decoder = "pyav"
-    if decoder != "auto" and not _load(decoder):
-        raise UserError(f"decoder {decoder!r} cannot be loaded here; {_REMEDIES[decoder]}")
     if decoder == "torchcodec" and not suits_torchcodec:
         raise VideoError(path, "torchcodec is right in MP4, MOV, Matroska and WebM only; use auto or pyav")
     readers: dict[str, Callable[[str], VideoReader]] = {
@@ -152,6 +149,15 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     return readers[decoder](path)
 
 
+def check_decoder(decoder: str) -> None:
+    """Raise UserError if `decoder` is not one of DECODERS or cannot be loaded. Cheap after the first call."""
+    if decoder not in DECODERS:
+        raise UserError(f"decoder {decoder!r} is unknown; choose one of {', '.join(DECODERS)}")
+    module = "pyav" if decoder == "auto" else decoder
+    if _load(module) is None:
+        raise UserError(f"decoder {module!r} cannot be loaded here; {_REMEDIES[module]}")
+
+
 @functools.cache
 def _load(decoder: str) -> Any:
     """The decoder's module, or None where it cannot be loaded; tried once per process."""
@@ -161,8 +167,13 @@ def _load(decoder: str) -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         logger.info("%s cannot be loaded: %s", decoder, error)
         return None
-    # Newer versions of torchcodec can be imported without FFmpeg, and then read no video.
-    return None if getattr(package, "ffmpeg_major_version", 0) is None else module
+    if decoder == "torchcodec":
+        version = tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:2])
+        # Before 0.11 it does not rotate; newer versions can be imported without FFmpeg, and then read no video.
+        if version < (0, 11) or getattr(package, "ffmpeg_major_version", 0) is None:
+            logger.info("torchcodec %s cannot be used", package.__version__)
+            return None
+    return module
 
 
 def _head(path: str) -> bytes:

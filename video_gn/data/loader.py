@@ -19,7 +19,7 @@ class Batch:
     """Clips on the device."""
 
     clips: Tensor
-    """float32 (N, 3, T, H, W), of images (N, 3, H, W), channels last in memory; empty when nothing could be read."""
+    """(N, 3, T, H, W), of images (N, 3, H, W), channels last in memory; empty when nothing could be read."""
     labels: Tensor
     """int64 (N,): one clip and view a video."""
     items: list[Clips]
@@ -73,16 +73,19 @@ def eval_loader(
     """Loader of this rank's videos rank, rank + ranks, ...: each video on one rank, none twice."""
     mine = range(rank, len(dataset), ranks)
     batches = [list(mine[i : i + videos_per_batch]) for i in range(0, len(mine), videos_per_batch)]
-    return _loader(dataset, batches, workers, device)
+    # A test video's frames are hundreds of MB: few wait in line. A validation batch is small.
+    prefetch = 1 if isinstance(dataset, TestClips) else 2
+    return _loader(dataset, batches, workers, device, prefetch)
 
 
 def _loader(
-    dataset: torch.utils.data.Dataset, batches: Iterable[list], workers: int, device: torch.device
+    dataset: torch.utils.data.Dataset, batches: Iterable[list], workers: int, device: torch.device, prefetch: int = 2
 ) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         collate_fn=list,  # clips differ in size until the device has resized them
         pin_memory=device.type == "cuda",
     )
@@ -101,9 +104,11 @@ class DeviceBatches:
         mean: Sequence[float],
         std: Sequence[float],
         dims: int = 3,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.loader = loader
         self.dims = dims
+        self.dtype = dtype
         self.device = device
         self.mean = mean
         self.std = std
@@ -121,9 +126,8 @@ class DeviceBatches:
             torch.cuda.current_stream(self.device).wait_stream(stream)
             for tensor in (ready.clips, ready.labels):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
-            current = ready
+            yield ready  # the caller queues its work on the GPU; the next batch is made beside it
             ready = self._prefetch(batches, stream)
-            yield current
 
     def _prefetch(self, batches: Iterator[list[Clips]], stream: torch.cuda.Stream) -> Batch | None:
         items = self._next(batches)
@@ -145,6 +149,8 @@ class DeviceBatches:
         return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), labels, items)
 
     def _clips(self, item: Clips) -> Tensor:
-        frames = render(item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.colour)
+        frames = render(
+            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.colour, self.dtype
+        )
         clips = gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
         return clips if self.dims == 3 else clips.squeeze(2)

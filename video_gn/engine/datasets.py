@@ -8,14 +8,19 @@ from video_gn.config import Config
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import read_image_folder
 from video_gn.data.lists import Record, check_some_exist, read_list
+from video_gn.engine.distributed import World
 
 
-def read_records(config: Config, name: str) -> list[Record]:
-    """The records of a list or an image folder, checked.
+def read_records(config: Config, name: str, world: World) -> list[Record]:
+    """The records of a list or an image folder, checked on rank 0 for all ranks.
 
     Raises:
-        UserError: it is missing or malformed, or none of its files is there.
+        UserError: it is missing or malformed, or files of it are missing.
     """
+    return world.first(lambda: _read_records(config, name))
+
+
+def _read_records(config: Config, name: str) -> list[Record]:
     data = config.data
     if data.kind == "images":
         return read_image_folder(name, data.root, config.model.num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from video_gn.engine.writers import say
+from video_gn.console import say
 from video_gn.errors import UserError
 
 T = TypeVar("T")
@@ -45,6 +45,14 @@ class World:
         dist.gather_object(value, values)
         return values or []
 
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on all ranks."""
         if self.size == 1:
@@ -52,6 +60,20 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, device=self.device if self.device.type == "cuda" else None)
         return box[0]
+
+    def first(self, call: Callable[[], T]) -> T:
+        """What `call` returns on rank 0, on all ranks; its UserError is raised on all."""
+        value: T | None = None
+        problem: str | None = None
+        if self.is_main:
+            try:
+                value = call()
+            except UserError as error:
+                problem = str(error)
+        value, problem = self.broadcast((value, problem))
+        if problem is not None:
+            raise UserError(problem)
+        return value  # type: ignore[return-value]
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -77,7 +99,12 @@ def world(device: str = "auto") -> Iterator[World]:
         raise UserError("device cuda: this torch sees no GPU; set device=cpu or device=auto, or check the driver")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device != "cpu" and torch.cuda.is_available():
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(
+                f"local rank {local_rank} has no GPU of its own, this machine has {gpus}; start {gpus} a node"
+            )
+        place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     else:
         place = torch.device("cpu")
@@ -90,6 +117,31 @@ def world(device: str = "auto") -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def share_cores(device: torch.device, workers: int) -> None:
+    """On a CPU, leave cores to the decoding processes: threads that fight over a core slow each other many times over.
+
+    OMP_NUM_THREADS, if set, stands.
+    """
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, cores - min(workers, cores // 2)))
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
+    """A callable that gives the context of a forward pass in `precision`."""
+    enabled = autocast_dtype(precision, device) == torch.bfloat16
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `precision` (`auto`, `fp32`, `bf16`) means on a device: `auto` is bf16 on GPUs that compute in it."""
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bf16 = precision == "bf16"
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def conv3d_hazard(version: str) -> str | None:

@@ -25,7 +25,7 @@ def update_precise_bn(
     autocast: Callable[[], AbstractContextManager],
     quiet: bool | None = True,
 ) -> None:
-    """Set running statistics to their mean over `number` batches of clips; nothing where there is no Batch Norm."""
+    """Set running statistics to those of `number` batches of clips together; nothing where there is no Batch Norm."""
     if not batch_norms(model):
         return
     from fvcore.nn.precise_bn import update_bn_stats  # imports slowly, and only Batch Norm needs it

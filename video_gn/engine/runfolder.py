@@ -13,9 +13,9 @@ import torch
 
 import video_gn
 from video_gn.config import Config, differences, load_config, parse_config, to_yaml
+from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.checkpoint import Checkpoint
-from video_gn.engine.writers import say
 from video_gn.errors import UserError
 
 FREE_TO_CHANGE = {
@@ -71,11 +71,11 @@ def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoin
 
 def _check_same_experiment(folder: Path, old: Config, new: Config) -> None:
     changed = list(differences(old, new))
-    fixed = [text for text in changed if _is_fixed(text.split(":")[0])]
+    fixed = "; ".join(f"{key}: {a} -> {b}" for key, a, b in changed if _is_fixed(key))
     if fixed:
-        raise UserError(f"{folder}: holds another experiment ({'; '.join(fixed)}); choose another output_dir")
-    for text in changed:
-        say(f"resuming with {text}")
+        raise UserError(f"{folder}: holds another experiment ({fixed}); choose another output_dir or delete the folder")
+    for key, a, b in changed:
+        say(f"resuming with {key}: {a} -> {b}")
 
 
 def _is_fixed(key: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
+from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
+from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, read_class_names
 from video_gn.data.loader import eval_loader
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import memory_format, read_records, test_dataset
-from video_gn.engine.distributed import World, world
+from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
-from video_gn.engine.train import autocast
-from video_gn.engine.writers import say
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 
@@ -35,9 +36,10 @@ class TestResult:
     """What test_<protocol>.json holds. Accuracies in per cent, over the videos that were scored."""
 
     protocol: str
-    top1: float
-    top5: float
-    mean_class_accuracy: float
+    top1: float | None
+    """None when no video was scored."""
+    top5: float | None
+    mean_class_accuracy: float | None
     videos_scored: int
     videos_listed: int
     unreadable: dict[str, str]
@@ -53,9 +55,9 @@ class TestResult:
         """For a person, on stdout."""
         lines = [
             f"{self.protocol}, {self.checkpoint} after step {self.step}",
-            f"top-1                {self.top1:6.2f} %",
-            f"top-5                {self.top5:6.2f} %",
-            f"mean class accuracy  {self.mean_class_accuracy:6.2f} %",
+            f"top-1                {_percent(self.top1)}",
+            f"top-5                {_percent(self.top5)}",
+            f"mean class accuracy  {_percent(self.mean_class_accuracy)}",
             f"videos scored        {self.videos_scored} of {self.videos_listed} listed",
             f"speed                {self.clips_per_second:.1f} clips/s",
         ]
@@ -86,60 +88,70 @@ def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> TestResult | None:
+    check_decoder(config.data.decoder)
     model = build_model(config.model, config.dims)
     ckpt.load_model(model, state, str(path))
     model.to(world.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
-
-    data = config.data
-    records = read_records(config, data.test_list)
-    read_class_names(data.class_names, data.root, config.model.num_classes)
+    share_cores(world.device, config.data.workers)
+    records = read_records(config, config.data.test_list, world)
+    names = read_class_names(config.data.class_names, config.data.root, config.model.num_classes)
 
     begin = time.perf_counter()
-    scores, unreadable, forward_clips = score_videos(model, config, records, world)
-    seconds = time.perf_counter() - begin
-    shares = world.gather((scores, unreadable, forward_clips))
+    shares = world.gather(score_videos(model, config, records, world))
     if not world.is_main:
         return None
-    scores = {index: row for share in shares for index, row in share[0].items()}
-    unreadable = {index: reason for share in shares for index, reason in share[1].items()}
-    rate = sum(share[2] for share in shares) / seconds
-    result = _result(path, state["step"], config, records, scores, unreadable, rate, seconds)
-    _write(_run_folder(path), result, records, scores, unreadable, config.model.num_classes)
+    seconds = time.perf_counter() - begin  # of the slowest rank
+    scores = Scores.merged(shares)
+    result = _result(path, state["step"], config, records, scores, seconds)
+    folder = _run_folder(path)
+    ckpt.write_text(result_path(folder, result.protocol, ".csv"), _csv(records, scores, names))
+    ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
-@torch.inference_mode()
-def score_videos(
-    model: Network, config: Config, records: list[Record], world: World
-) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
-    """Score this rank's share of the videos.
+@dataclass
+class Scores:
+    """Scores of videos, by their index in the list."""
 
-    Returns:
-        Index in the list -> mean softmax (K,) float32; index -> reason of those that cannot be read; number of clips
-        that went through the network.
-    """
-    dataset = test_dataset(config, records)
-    loader = eval_loader(dataset, 1, config.data.workers, world.device, world.rank, world.size)
+    rows: dict[int, np.ndarray] = field(default_factory=dict)
+    """Mean softmax, float32 (K,)."""
+    unreadable: dict[int, str] = field(default_factory=dict)
+    """Why a video has no score."""
+    clips: int = 0
+    """How many went through the network."""
+
+    @classmethod
+    def merged(cls, shares: Sequence[Scores]) -> Scores:
+        """The ranks' shares together."""
+        rows = {index: row for share in shares for index, row in share.rows.items()}
+        unreadable = {index: reason for share in shares for index, reason in share.unreadable.items()}
+        return cls(rows, unreadable, sum(share.clips for share in shares))
+
+
+@torch.inference_mode()
+def score_videos(model: Network, config: Config, records: list[Record], world: World) -> Scores:
+    """Score this rank's share of the videos."""
+    loader = eval_loader(test_dataset(config, records), 1, config.data.workers, world.device, world.rank, world.size)
     window = model.feature_size(config.data.crop)
-    precision = autocast(config, world.device)
-    scores: dict[int, np.ndarray] = {}
-    unreadable: dict[int, str] = {}
-    count = 0
+    precision = autocast(config.train.precision, world.device)
+    scores = Scores()
     for (item,) in tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True):
         for error in item.unreadable:
-            unreadable[item.index] = error.reason
+            scores.unreadable[item.index] = error.reason
             say(f"video not scored: {error}")
         if item.views:
             with precision():
                 probabilities = score_video(model, item, config, window, world.device)
-            scores[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
-            count += len(probabilities)
-    return scores, unreadable, count
+            scores.rows[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
+            scores.clips += len(probabilities)
+    return scores
 
 
 def score_video(model: Network, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
     """Softmax of each view and clip of a video, averaged over the last map's locations: float32 (V * K, classes)."""
-    frames = render(item.frames.to(device, non_blocking=True), item.views, config.data.mean, config.data.std)
+    frames = item.frames.to(device, non_blocking=True)
+    dtype = autocast_dtype(config.train.precision, device)
+    frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
     clip_indices = torch.from_numpy(item.clip_indices).to(device)
     clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
     scores = []
@@ -195,28 +207,21 @@ def _check_unreadable(result: TestResult, config: Config) -> None:
         )
 
 
-def _result(
-    path: Path,
-    step: int,
-    config: Config,
-    records: list[Record],
-    scores: dict[int, np.ndarray],
-    unreadable: dict[int, str],
-    rate: float,
-    seconds: float,
-) -> TestResult:
-    scored = sorted(scores)
-    matrix = np.stack([scores[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
+def _result(path: Path, step: int, config: Config, records: list[Record], scores: Scores, seconds: float) -> TestResult:
+    scored = sorted(scores.rows)
+    matrix = (
+        np.stack([scores.rows[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
+    )
     accuracies = accuracy(matrix, np.array([records[i].label for i in scored], dtype=np.int64))
     return TestResult(
         protocol=protocol(config),
-        top1=round(accuracies.top1, 4),
-        top5=round(accuracies.top5, 4),
-        mean_class_accuracy=round(accuracies.mean_class, 4),
+        top1=_rounded(accuracies.top1),
+        top5=_rounded(accuracies.top5),
+        mean_class_accuracy=_rounded(accuracies.mean_class),
         videos_scored=len(scored),
         videos_listed=len(records),
-        unreadable={records[i].path: reason for i, reason in sorted(unreadable.items())},
-        clips_per_second=round(rate, 3),
+        unreadable={records[i].path: reason for i, reason in sorted(scores.unreadable.items())},
+        clips_per_second=round(scores.clips / seconds, 3),
         seconds=round(seconds, 2),
         checkpoint=path.name,
         step=step,
@@ -225,23 +230,24 @@ def _result(
     )
 
 
-def _write(
-    folder: Path,
-    result: TestResult,
-    records: list[Record],
-    scores: dict[int, np.ndarray],
-    unreadable: dict[int, str],
-    num_classes: int,
-) -> None:
-    """The json, and a csv with a row a listed video: path, label, predicted, problem, then its score of each class."""
+def _percent(value: float | None) -> str:
+    return "     -" if value is None else f"{value:6.2f} %"
+
+
+def _rounded(percent: float) -> float | None:
+    """None for the NaN of no videos, which JSON does not have."""
+    return None if math.isnan(percent) else round(percent, 4)
+
+
+def _csv(records: list[Record], scores: Scores, class_names: list[str]) -> str:
+    """A row a listed video: path, label, predicted label, problem, then its score of each class."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["path", "label", "predicted", "problem", *(f"score_{k}" for k in range(num_classes))])
+    rows.writerow(["path", "label", "predicted", "problem", *(f"score_{name}" for name in class_names)])
     for index, record in enumerate(records):
-        if index in scores:
-            values = [f"{score:.6g}" for score in scores[index]]
-            rows.writerow([record.path, record.label, int(scores[index].argmax()), "", *values])
+        if index in scores.rows:
+            row = scores.rows[index]
+            rows.writerow([record.path, record.label, int(row.argmax()), "", *(f"{score:.6g}" for score in row)])
         else:
-            rows.writerow([record.path, record.label, "", unreadable[index], *[""] * num_classes])
-    ckpt.write_text(result_path(folder, result.protocol, ".csv"), table.getvalue())
-    ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")
+            rows.writerow([record.path, record.label, "", scores.unreadable[index], *[""] * len(class_names)])
+    return table.getvalue()

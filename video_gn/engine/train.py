@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,20 +17,22 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from video_gn.config import Config
+from video_gn.console import say
 from video_gn.data.dataset import DROPOUT, Clips
+from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import memory_format, read_records, train_dataset, val_dataset
-from video_gn.engine.distributed import World
+from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
-from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
+from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
 from video_gn.engine.runfolder import open_run
 from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable
-from video_gn.engine.writers import Writers, say
+from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 
@@ -41,8 +43,15 @@ def train(config: Config, world: World) -> None:
     Raises:
         UserError: the config, the lists, the videos or the run folder do not allow it.
     """
-    train_records, val_records = (read_records(config, name) for name in (config.data.train_list, config.data.val_list))
+    check_decoder(config.data.decoder)
+    train_records, val_records = (
+        read_records(config, name, world) for name in (config.data.train_list, config.data.val_list)
+    )
     trainer = Trainer(config, world, train_records, val_records)
+    if trainer.step_done >= trainer.last_step:
+        if world.is_main:
+            say(f"{trainer.folder}: already trained for all {config.train.epochs} epochs; nothing to do")
+        return
     with Writers(trainer.folder, trainer.step_done) if world.is_main else contextlib.nullcontext() as writers:
         trainer.run(writers)
 
@@ -56,13 +65,14 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.plan = plan_batches(config, len(train_records), world.size)
         self.lists = {"train": fingerprint(train_records), "val": fingerprint(val_records)}
-        self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable)
+        self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable, world)
+        share_cores(world.device, config.data.workers)
 
         torch.manual_seed(config.seed)
         self.memory_format = memory_format(config)
         self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
-        self.autocast = autocast(config, world.device)
+        self.autocast = autocast(config.train.precision, world.device)
 
         self.train_clips = train_dataset(config, train_records)
         self.val_clips = val_dataset(config, val_records)
@@ -84,8 +94,6 @@ class Trainer:
         config, plan = self.config, self.plan
         if self.world.is_main:
             self._announce(writers)
-        if self.step_done >= self.last_step:
-            return
         batches = self._train_batches(self.step_done, self.last_step)
         passes = iter(batches)
         interval = Interval(self.world.device)
@@ -98,6 +106,7 @@ class Trainer:
                 bar.update()
                 end_of_epoch = self.step_done % plan.steps_per_epoch == 0
                 if end_of_epoch or self.step_done % config.train.log_every == 0:
+                    self.unreadable.share()
                     self.world.sum(interval.meter.sums)
                     epoch_meter.sums += interval.meter.sums
                     self._log_interval(interval, batches, writers)
@@ -185,7 +194,8 @@ class Trainer:
 
     def _on_device(self, loader: Iterable[list[Clips]]) -> DeviceBatches:
         data = self.config.data
-        return DeviceBatches(loader, self.world.device, data.mean, data.std, self.config.dims)
+        dtype = autocast_dtype(self.config.train.precision, self.world.device)
+        return DeviceBatches(loader, self.world.device, data.mean, data.std, self.config.dims, dtype)
 
     def _log_interval(self, interval: Interval, batches: DeviceBatches, writers: Writers | None) -> None:
         averages = Averages.of(interval.meter.sums)  # sync point: once an interval
@@ -221,8 +231,9 @@ class Trainer:
         training = Averages.of(meter.sums)
         values = {"epoch/train_loss": training.loss, "epoch/train_top1_error": training.top1_error}
         better = False
-        if due:
+        if due or save:
             self._prepare_norms()
+        if due:
             averages, unread = self.evaluate()
             values |= {
                 "val/loss": averages.loss,
@@ -245,9 +256,9 @@ class Trainer:
         self.world.barrier()
 
     def _prepare_norms(self) -> None:
-        """Statistics of Batch Norm for evaluation: precise ones, and the same on all ranks."""
+        """Statistics of Batch Norm for evaluation and checkpoints: precise ones, and the same on all ranks."""
         number = min(self.config.train.precise_bn_batches, self.plan.steps_per_epoch * self.plan.passes)
-        if number:
+        if number and batch_norms(self.model):
             steps = math.ceil(number / self.plan.passes)
             batches = self._train_batches(self.step_done, self.step_done + steps)
             clips = (b.clips.contiguous(memory_format=self.memory_format) for b in batches)
@@ -271,17 +282,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks."""
-        problem: str | None = None
-        state: ckpt.Checkpoint | None = None
-        if self.world.is_main:
-            try:
-                state = open_run(self.config, self.lists, asdict(self.plan))
-            except UserError as error:
-                problem = str(error)
-        problem = self.world.broadcast(problem)
-        if problem is not None:
-            raise UserError(problem)
-        state = self.world.broadcast(state)
+        state = self.world.first(lambda: open_run(self.config, self.lists, asdict(self.plan)))
         if state is not None:
             ckpt.load_model(self.model, state, str(self.folder))
             self.optimizer.load_state_dict(state["optimizer"])
@@ -308,9 +309,7 @@ class Trainer:
         net = f"{config.model.arch} {config.model.temporal} {config.model.norm}"
         say(f"run {self.folder}: {net}, {parameters:,} parameters")
         say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
-        if self.step_done >= self.last_step:
-            say(f"already trained for all {config.train.epochs} epochs; nothing to do")
-        elif self.step_done:
+        if self.step_done:
             say(f"resuming after step {self.step_done} of {self.last_step}")
         elif writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
@@ -326,14 +325,6 @@ class Interval:
 
     def restart(self) -> None:
         self.begin = time.perf_counter()
-
-
-def autocast(config: Config, device: torch.device) -> Callable[[], torch.autocast]:
-    """A callable that gives the context of a forward pass in the configured precision."""
-    bf16 = config.train.precision == "bf16"
-    if config.train.precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from video_gn.engine import checkpoint
 
@@ -32,7 +30,7 @@ class Writers:
         self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Record `values` under `kind` (train, val, epoch) after `step` optimizer steps.
+        """Record `values` under `kind` (train, epoch) after `step` optimizer steps.
 
         In log.jsonl a line holds kind, step, epoch, time (Unix seconds) and the values; in TensorBoard a value's tag is
         its name, which is grouped by a slash (train/loss).
@@ -73,9 +71,3 @@ def _lines_until(path: Path, step: int) -> Iterator[str]:
     for record in read_log(path.parent):
         if record["step"] <= step:
             yield json.dumps(record) + "\n"
-
-
-def say(text: str) -> None:
-    """A console line, above any progress bar, on stderr: stdout is for results."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()

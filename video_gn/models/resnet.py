@@ -130,6 +130,8 @@ class ResNet(nn.Module):
         dims: int = 3,
     ) -> None:
         super().__init__()
+        if temporal not in ("i3d", "c2d") or stem not in STEMS:
+            raise ValueError(f"temporal {temporal!r} must be i3d or c2d, stem {stem!r} one of {', '.join(STEMS)}")
         i3d = temporal == "i3d"
         widths = [width * 2**k for k in range(4)]  # of res2 to res5; a stage's output has 4 times as many channels
         self.pool_padding = STEMS[stem][3][1]

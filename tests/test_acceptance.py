@@ -1,0 +1,51 @@
+"""The accuracies that the documents promise, by the commands that they give (minutes each: make test-slow)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def score(run: Path) -> dict:
+    (path,) = run.glob("test_*.json")
+    return json.loads(path.read_text())
+
+
+def command(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=True, timeout=2400)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """One embedded data set for both nets."""
+    return tmp_path_factory.mktemp("demo") / "motion"
+
+
+def test_the_demo_learns_motions(tmp_path, data):
+    command("tools/demo.py", f"data.root={data}", f"output_dir={tmp_path}")
+    result = score(tmp_path)
+    assert (result["protocol"], result["videos_scored"], result["videos_listed"]) == ("10-clip center 56", 200, 200)
+    assert result["top1"] >= 80
+
+
+def test_a_single_frame_does_not(tmp_path, data):
+    command("tools/demo.py", f"data.root={data}", f"output_dir={tmp_path}", "data.stride=0")
+    assert score(tmp_path)["top1"] <= 20
+
+
+def test_real_videos_from_scratch(tmp_path, shared_data):
+    root = shared_data / "ucf101_6"
+    lists = ["data.train_list=train.csv", "data.val_list=test.csv", "data.test_list=test.csv", "model.num_classes=6"]
+    config = "configs/custom/small_gn.yaml"
+    command("tools/train.py", config, f"data.root={root}", *lists, f"output_dir={tmp_path}")
+    command("tools/test.py", tmp_path / "checkpoints" / "last.pt")
+    result = score(tmp_path)
+    assert (result["videos_scored"], result["videos_listed"]) == (202, 202)
+    assert result["top1"] >= 75
