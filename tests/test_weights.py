@@ -1,0 +1,478 @@
+"""Other people's weights: real key lists, equal outputs where the other network can be run, no code from a pickle."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import pickle
+import re
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
+
+from tests.test_inflate import NORMS, speak
+from tests.test_train import tool
+from video_gn.errors import UserError
+from video_gn.models import weights as weights_module
+from video_gn.models.inflate import initialize
+from video_gn.models.resnet import ResNet
+from video_gn.models.weights import TORCHVISION, convert, read_weights, rename
+
+DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS, of 255
+
+
+def thin(norm: str, dims: int, **changes: object) -> ResNet:
+    """The real number of layers, few channels."""
+    return speak(ResNet(7, NORMS[norm][dims], dims=dims, width=8, **changes))
+
+
+def our_keys(norm: str, dims: int) -> dict[str, Tensor]:
+    state = thin(norm, dims).state_dict()
+    return {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def caffe2_name(key: str) -> str:
+    """The blob of one of our keys, read off the name table of video-nonlocal-net and Detectron."""
+    suffix = {"bias": "b", "running_mean": "rm", "running_var": "riv"}
+    layer, last = key.rsplit(".", 1)
+    if layer == "head.fc":
+        return "pred_w" if last == "weight" else "pred_b"
+    kind = "" if "conv" in layer else "_bn"
+    last = suffix.get(last, "s" if kind else "w")
+    if layer.startswith("stem"):
+        return f"res_conv1_bn_{last}" if kind else "conv1_w"
+    stage, block, rest = layer.split(".", 2)
+    return f"{stage}_{block}_branch{'1' if 'shortcut' in rest else '2' + rest[-1]}{kind}_{last}"
+
+
+def slowfast_name(key: str) -> str:
+    if key.startswith("stem."):
+        return key.replace("stem.conv", "s1.pathway0_stem.conv").replace("stem.norm", "s1.pathway0_stem.bn")
+    if key.startswith("head."):
+        return key.replace("head.fc", "head.projection")
+    key = re.sub(r"^res(\d)\.(\d+)\.", r"s\1.pathway0_res\2.", key)
+    key = key.replace("shortcut.conv", "branch1").replace("shortcut.norm", "branch1_bn")
+    return re.sub(r"norm_([abc])", r"branch2.\1_bn", re.sub(r"conv_([abc])", r"branch2.\1", key))
+
+
+def numpy_blobs(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {caffe2_name(key): tensor.numpy() for key, tensor in state.items()}
+
+
+def detectron_blobs(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    blobs = {key.replace("_bn_", "_gn_"): array for key, array in numpy_blobs(state).items()}
+    return {key.replace("res_conv1_gn", "conv1_gn"): array for key, array in blobs.items()}
+
+
+def write(path: Path, content: object, protocol: int = 2) -> str:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return str(path)
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for key in expected:
+        assert torch.equal(got[key], expected[key]), key
+
+
+def largest_difference(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    """RGB in [0, 1] and our input of it."""
+    rgb = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    return rgb, (rgb - 0.45) / 0.225
+
+
+def imagenet(rgb: Tensor) -> Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+# --- networks that can be run ---
+
+
+@pytest.fixture(scope="module")
+def torchvision_net() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    return speak(models.resnet50()).eval()
+
+
+@pytest.fixture(scope="module")
+def timm_net() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    return speak(timm.create_model("resnet50_gn", pretrained=False)).eval()
+
+
+def ours_for(norm: str) -> ResNet:
+    factory = {"bn": nn.BatchNorm2d, "gn": lambda channels: nn.GroupNorm(32, channels)}[norm]
+    return ResNet(1000, factory, stem="slowfast", dims=2).eval()
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_logits_equal_those_of_torchvision_and_timm(norm, request):
+    theirs = request.getfixturevalue("torchvision_net" if norm == "bn" else "timm_net")
+    ours = ours_for(norm)
+    report = initialize(ours, rename(theirs.state_dict(), TORCHVISION))
+    assert not (report.new or report.dropped or report.inflated)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert largest_difference(ours(x), theirs(x)) <= 1e-4
+
+
+@torch.no_grad()
+def test_torchvision_logits_of_the_same_pictures(torchvision_net):
+    """Each network with its own input. Both see pictures padded by themselves, not by each one's zero."""
+    weights, said = convert(torchvision_net.state_dict(), "x")
+    assert "0.98253, 1.0045, 1 (R, G, B)" in said and "running mean" in said and "model.stem=slowfast" in said
+    ours = ours_for("bn")
+    initialize(ours, weights)
+    rgb, u = pictures()
+    got, expected = ours.stem.norm(ours.stem.conv(u)), torchvision_net.bn1(torchvision_net.conv1(imagenet(rgb)))
+    inside = (..., slice(2, -1), slice(2, -1))  # 7x7, stride 2, pad 3: two rows before, one after touch the padding
+    assert largest_difference(got[inside], expected[inside]) <= 1e-5
+    assert largest_difference(got, expected) > 1e-2
+    rgb = F.pad(rgb, (3, 3, 3, 3), mode="replicate")
+    padding, torchvision_net.conv1.padding = torchvision_net.conv1.padding, (0, 0)
+    expected = torchvision_net(imagenet(rgb))
+    torchvision_net.conv1.padding = padding
+    ours.stem.conv.padding = (0, 0)
+    assert largest_difference(ours((rgb - 0.45) / 0.225), expected) <= 1e-4
+
+
+@torch.no_grad()
+def test_timm_differs_by_the_offset_that_is_said(timm_net):
+    weights, said = convert(timm_net.state_dict(), "x")
+    assert "ours plus -0.156, -0.027, +0.196 (R, G, B)" in said  # (0.45 - m) / 0.225
+    rgb, u = pictures()
+    offset = torch.tensor([-0.1555556, -0.0266667, 0.1955556]).view(3, 1, 1)
+    got, expected = (
+        F.conv2d(u + offset, weights["stem.conv.weight"], stride=2),
+        F.conv2d(imagenet(rgb), timm_net.conv1.weight, stride=2),
+    )
+    assert largest_difference(got, expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_pytorchvideo_i3d_from_its_file(tmp_path):
+    hub = pytest.importorskip("pytorchvideo.models.hub")
+    torch.manual_seed(0)
+    theirs = speak(hub.i3d_r50(pretrained=False)).eval()
+    ours = ResNet(400, nn.BatchNorm3d, stem="slowfast").eval()
+    # as PySlowFast's zoo has it
+    torch.save(
+        {"model_state": {f"model.{k}": v for k, v in theirs.state_dict().items()}, "epoch": 3}, tmp_path / "a.pt"
+    )
+    weights, said = read_weights(str(tmp_path / "a.pt"))
+    assert "pytorchvideo" in said
+    report = initialize(ours, weights)
+    assert not (report.new or report.dropped or report.inflated)
+    clip = torch.randn(1, 3, 8, 64, 64)
+    expected = nn.Sequential(*theirs.blocks[:6])(clip)  # its head takes maps of 224 pixels alone
+    assert largest_difference(ours.features(clip), expected) <= 1e-4
+    assert largest_difference(ours(clip), theirs.blocks[6].proj(expected.mean((2, 3, 4)))) <= 1e-4
+
+
+# --- files built from the name tables ---
+
+
+def test_group_norm_reproduce_file(timm_net, tmp_path):
+    state = timm_net.state_dict()
+    content = {
+        "epoch": 100,
+        "arch": "resnet50",
+        "state_dict": {f"module.{key}": tensor for key, tensor in state.items()},
+        "best_prec1": torch.tensor(75.9),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+    torch.save(content, tmp_path / "any.name", _use_new_zipfile_serialization=False)  # as in 2018
+    weights, said = read_weights(str(tmp_path / "any.name"))
+    assert "torchvision's names" in said
+    expected = rename(state, TORCHVISION)
+    scale = torch.tensor([0.225 / 0.229, 0.225 / 0.224, 1]).view(3, 1, 1)
+    torch.testing.assert_close(weights.pop("stem.conv.weight"), expected.pop("stem.conv.weight") * scale)
+    assert_same(weights, expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pyslowfast_file(tmp_path, dims):
+    state = thin("bn", dims).state_dict()
+    content = {"epoch": 118, "model_state": {slowfast_name(key): tensor for key, tensor in state.items()}}
+    content |= {"optimizer_state": {"state": {}}, "cfg": "BN:\n  USE_PRECISE_STATS: true\n"}
+    assert {"s5.pathway0_res1.branch2.b_bn.running_var", "s2.pathway0_res0.branch1_bn.bias"} <= content[
+        "model_state"
+    ].keys()
+    content["model_state"]["s3.pathway0_nonlocal1.conv_theta.weight"] = torch.zeros(4, 8, 1, 1, 1)
+    torch.save(content, tmp_path / "x.pyth")
+    weights, said = read_weights(str(tmp_path / "x.pyth"))
+    assert "PySlowFast" in said and "its input is ours" in said
+    assert_same(weights, state | {"s3.pathway0_nonlocal1.conv_theta.weight": torch.zeros(4, 8, 1, 1, 1)})
+    with pytest.raises(UserError, match="fit nowhere: 1 .s3.pathway0_nonlocal1.conv_theta.weight"):
+        initialize(thin("bn", 3), weights)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_video_nonlocal_net_file(tmp_path, dims, wrapped):
+    state = our_keys("bn", dims)
+    blobs = numpy_blobs(state)
+    assert {"conv1_w", "res_conv1_bn_riv", "res4_5_branch2a_bn_s", "res3_0_branch1_bn_rm", "pred_b"} <= blobs.keys()
+    blobs["pred_w"] = blobs["pred_w"].reshape(7, 256, *(1,) * dims)
+    blobs |= {"conv1_w_momentum": blobs["conv1_w"], "lr": np.float32(0.01), "model_iter": np.array([400000])}
+    blobs["nonlocal_conv3_1_theta_w"] = np.zeros((4, 8, 1, 1, 1), "float32")
+    weights, said = read_weights(write(tmp_path / "x.pkl", {"blobs": blobs} if wrapped else blobs))
+    assert "video-nonlocal-net" in said and "its input is ours" in said and "not padded" in said
+    assert weights.pop("nonlocal_conv3_1_theta_w").shape == (4, 8, 1, 1, 1)
+    assert_same(weights, state)
+
+
+def test_blocks_of_batch_norm_without_statistics(tmp_path):
+    """video-nonlocal-net's affine networks can be told from Detectron's R-50.pkl by their kernels alone."""
+    for dims in (2, 3):
+        blobs = {key: a for key, a in numpy_blobs(our_keys("bn", dims)).items() if not key.endswith(("_rm", "_riv"))}
+        path = write(tmp_path / "x.pkl", blobs)
+        if dims == 2:
+            with pytest.raises(UserError, match="strides are on the 1x1"):
+                read_weights(path)
+            continue
+        model = ResNet(7, nn.BatchNorm3d, width=8)
+        report = initialize(model, read_weights(path)[0], drop=("*.running_*",))
+        assert all(re.search("running_|num_batches", key) for key in report.new)
+        assert torch.all(model.stem.norm.running_var == 1) and torch.all(model.stem.norm.running_mean == 0)
+
+
+@torch.no_grad()
+def test_detectron_group_norm_file(tmp_path):
+    state = our_keys("gn", 2)
+    blobs = detectron_blobs(state)
+    assert {"conv1_gn_s", "res5_2_branch2c_gn_b", "res2_0_branch1_gn_s", "res4_5_branch2a_w", "pred_w"} <= blobs.keys()
+    weights, said = read_weights(write(tmp_path / "x.pkl", {"blobs": blobs, "cfg": "MODEL:\n"}))
+    assert "Detectron" in said and "BGR to RGB" in said and "57.375" in said
+    kernel = weights.pop("stem.conv.weight")
+    torch.testing.assert_close(kernel, state["stem.conv.weight"].flip(1) * 57.375)
+    assert_same(weights, {key: tensor for key, tensor in state.items() if key != "stem.conv.weight"})
+    # its network on its input, BGR of 255 minus the means, against ours on ours: they differ by the offset that is said
+    assert "plus -0.140, -0.021, +0.205 (R, G, B)" in said
+    rgb, u = pictures()
+    theirs = 255 * rgb.flip(1) - DETECTRON_BGR.view(3, 1, 1)
+    offset = ((114.75 - DETECTRON_BGR) / 57.375).flip(0).view(3, 1, 1)
+    expected = F.conv2d(theirs, torch.from_numpy(blobs["conv1_w"]), stride=2)
+    assert largest_difference(F.conv2d(u + offset, kernel, stride=2), expected) <= 1e-5
+
+
+# --- our own files, other sources ---
+
+
+def test_our_own_checkpoint(tmp_path):
+    state = thin("gn", 3).state_dict()
+    checkpoint = {"model": state, "optimizer": {}, "step": 42, "config": {"data": {"mean": (0.5,) * 3, "frames": 8}}}
+    torch.save(checkpoint, tmp_path / "last.pt")
+    weights, said = read_weights(str(tmp_path / "last.pt"))
+    assert_same(weights, state)
+    assert "step 42" in said and "data.mean=[0.5, 0.5, 0.5]" in said
+    torch.save(state, tmp_path / "bare.pt")
+    assert_same(read_weights(str(tmp_path / "bare.pt"))[0], state)
+
+
+def test_an_own_network_of_another_kind_is_read_too(tmp_path):
+    torch.save({"model": {"conv.0.weight": torch.ones(1)}, "step": 1, "config": {}}, tmp_path / "vgg.pt")
+    assert list(read_weights(str(tmp_path / "vgg.pt"))[0]) == ["conv.0.weight"]
+
+
+def test_torchvision_and_timm_are_asked_by_name(torchvision_net, timm_net, monkeypatch):
+    import timm
+    from torchvision import models
+
+    asked = []
+    monkeypatch.setattr(models, "get_model", lambda name, weights: asked.append((name, weights)) or torchvision_net)
+    bn, _ = read_weights("torchvision:resnet50")
+    read_weights("torchvision:resnet50:IMAGENET1K_V1")
+    assert asked == [("resnet50", "DEFAULT"), ("resnet50", "IMAGENET1K_V1")]
+    assert "res5.2.norm_c.running_var" in bn
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: asked.append((name, pretrained)) or timm_net)
+    gn, _ = read_weights("timm:resnet50_gn.a1h_in1k")
+    assert asked[-1] == ("resnet50_gn.a1h_in1k", True)
+    assert "res5.2.norm_c.weight" in gn
+    other = SimpleNamespace(pretrained_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: other)
+    with pytest.raises(UserError, match=r"timm:x takes mean and std \(\(0.5"):
+        read_weights("timm:x")
+
+
+@pytest.mark.parametrize(("library", "function"), [("torchvision.models", "get_model"), ("timm", "create_model")])
+def test_a_library_that_is_absent_or_offline(library, function, monkeypatch):
+    module = pytest.importorskip(library)
+    source = f"{library.split('.')[0]}:resnet50"
+
+    def offline(*_args, **_kwargs):
+        raise OSError("<urlopen error [Errno 111] Connection refused>\nmore")
+
+    monkeypatch.setattr(module, function, offline)
+    with pytest.raises(
+        UserError, match=rf"{source}: not to be had \(<urlopen error .*; check the name and the network"
+    ):
+        read_weights(source)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match="pip install"):
+        read_weights(source)
+
+
+def test_unknown_names_of_torchvision_and_timm():
+    for source in ("torchvision:resnot50", "torchvision:resnet50:V9", "timm:resnot50"):
+        pytest.importorskip(source.split(":")[0])
+        with pytest.raises(UserError, match=f"{source}: not to be had"):
+            read_weights(source)
+
+
+# --- what is not weights ---
+
+
+@pytest.mark.parametrize("network", ["resnet18", "vgg16", "slow_r50", "regnet", "empty"])
+def test_another_network_is_not_recognized(network):
+    with torch.device("meta"):
+        if network in ("resnet18", "vgg16"):
+            state = getattr(pytest.importorskip("torchvision.models"), network)().state_dict()
+        elif network == "slow_r50":
+            state = pytest.importorskip("pytorchvideo.models.hub").slow_r50().state_dict()
+        else:
+            state = {"stem.conv.weight": torch.zeros(1)} if network == "regnet" else {}
+    some = next(iter(state), "no tensors")
+    with pytest.raises(UserError, match=rf"no network that is known from its keys \({some}.* PySlowFast's names"):
+        convert(state, "x")
+
+
+def test_weights_of_a_gray_scale_network(torchvision_net):
+    state = torchvision_net.state_dict()
+    state["conv1.weight"] = state["conv1.weight"][:, :1]
+    with pytest.raises(UserError, match="1 channels, not RGB"):
+        convert(state, "x")
+
+
+class Bomb:
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def bombs(mark: Path) -> dict[str, object]:
+    return {
+        "system": Bomb(os.system, f"touch {mark}"),
+        "eval": Bomb(eval, f"open({str(mark)!r}, 'w')"),
+        "open": Bomb(open, str(mark), "w"),
+        "numpy": Bomb(np.save, str(mark), 1),
+        "class": SimpleNamespace(a=1),
+        "objects": np.array([None, {}], dtype=object),
+    }
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("kind", bombs(Path()))
+def test_a_pickle_cannot_run_code(tmp_path, kind, protocol):
+    mark = tmp_path / "mark"
+    blobs = detectron_blobs({"stem.conv.weight": torch.zeros(1)}) | {"conv1_b": bombs(mark)[kind]}
+    path = write(tmp_path / "x.pkl", {"blobs": blobs}, protocol)
+    with pytest.raises(UserError, match="holds more than arrays and plain values"):
+        read_weights(path)
+    assert not mark.exists() and not mark.with_name("mark.npy").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_cannot_run_code(tmp_path, zipped):
+    mark = tmp_path / "mark"
+    torch.save({"a": bombs(mark)["system"]}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="holds more than"):
+        read_weights(str(tmp_path / "x.pt"))
+    assert not mark.exists()
+
+
+def test_damaged_files(tmp_path):
+    whole = pickle.dumps(numpy_blobs(our_keys("bn", 2)), protocol=2)
+    torch.save({"a": torch.zeros(99)}, buffer := io.BytesIO())
+    flipped = bytearray(buffer.getvalue())
+    flipped[flipped.find(bytes(99 * 4)) + 50] = 1  # in the middle of the numbers
+    contents = (b"", b"conv1_w", whole[:-1], whole[: len(whole) // 2], pickle.dumps([1, 2]))
+    contents += (buffer.getvalue()[:-30], bytes(flipped))
+    for content in contents:
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(UserError, match="damaged|not weights by name"):
+            read_weights(str(tmp_path / "x"))
+    for path in (tmp_path, tmp_path / "absent.pkl"):
+        with pytest.raises(UserError, match="no such file of weights"):
+            read_weights(str(path))
+
+
+def python2_pickle(arrays: dict[str, np.ndarray]) -> bytes:
+    """Protocol 2 as Python 2 and its NumPy wrote it: byte strings, opcode by opcode."""
+    out = b"\x80\x02}("
+    for name, array in arrays.items():
+        out += b"U" + bytes([len(name)]) + name.encode()
+        out += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        out += b"(K\x01(" + b"".join(b"J" + struct.pack("<i", size) for size in array.shape) + b"t"
+        out += b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        out += b"\x89T" + struct.pack("<i", array.nbytes) + array.tobytes() + b"tb"
+    return out + b"u."
+
+
+def test_a_pickle_of_python_2(tmp_path):
+    state = our_keys("bn", 3)
+    blobs = numpy_blobs(state)
+    content = python2_pickle(blobs)
+    assert all(np.array_equal(a, blobs[k]) for k, a in pickle.loads(content, encoding="latin1").items())  # it is one
+    (tmp_path / "x.pkl").write_bytes(content)
+    assert_same(read_weights(str(tmp_path / "x.pkl"))[0], state)
+
+
+NUMBERS = st.sampled_from(["<f4", ">f4", "<f8", "<f2", "<i4", ">i8", "|u1", "|b1"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(0, 5), st.booleans())
+def test_arrays_of_any_kind_and_protocol_come_back(tmp_path_factory, data, protocol, columns_first):
+    shape = data.draw(hnp.array_shapes(max_dims=5, max_side=3))
+    array = data.draw(hnp.arrays(data.draw(NUMBERS), shape))
+    array = np.asfortranarray(array) if columns_first else array
+    path = tmp_path_factory.mktemp("p") / "x.pkl"
+    write(path, collections.OrderedDict(x=array, y=[1, 2.5, "s", None, (True, {})]), protocol)
+    content = weights_module._read_pickle(path)
+    got = content["x"].tensor.numpy()
+    assert got.dtype == array.dtype.newbyteorder("=") and got.shape == array.shape
+    np.testing.assert_array_equal(got, array)
+    assert content["y"] == [1, 2.5, "s", None, (True, {})]
+
+
+# --- the tool ---
+
+
+def test_convert_weights_tool(tmp_path):
+    state = our_keys("gn", 2)
+    source, out = write(tmp_path / "R-50-GN.pkl", {"blobs": detectron_blobs(state)}), str(tmp_path / "out.pt")
+    Path(out).write_text("mine")
+    refused = tool("tools/convert_weights.py", source, out)
+    assert (refused.returncode, "--force" in refused.stderr, Path(out).read_text()) == (2, True, "mine")
+    done = tool("tools/convert_weights.py", source, out, "--force")
+    assert done.returncode == 0, done.stderr
+    assert "Detectron" in done.stdout and f"out.pt: {len(state)} tensors" in done.stdout
+    weights, said = read_weights(out)
+    assert said == f"a converted file: {done.stdout.splitlines()[0]}"
+    assert_same(weights, read_weights(source)[0])
+    report = initialize(thin("gn", 3), weights)
+    assert not (report.new or report.dropped)
+    failed = tool("tools/convert_weights.py", str(tmp_path / "absent.pkl"), str(tmp_path / "new.pt"))
+    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and not (tmp_path / "new.pt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["R-50-GN.pkl", "out.pt"]

@@ -1,0 +1,40 @@
+"""Other people's weights -> a file in video_gn's names, for its input (docs/weights.md says what is read).
+
+python tools/convert_weights.py R-50-GN.pkl r50_gn.pt
+python tools/convert_weights.py torchvision:resnet50:IMAGENET1K_V1 r50_bn.pt
+python tools/convert_weights.py timm:resnet50_gn r50_gn.pt [--force]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from video_gn import cli
+from video_gn.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="a .pkl, .pt or .pth file, torchvision:NAME[:WEIGHTS] or timm:NAME")
+    parser.add_argument("out", type=Path, help="file to write, .pt")
+    parser.add_argument("--force", action="store_true", help="overwrite it")
+    args = parser.parse_args()
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out}: exists already; choose another name or give --force")
+
+    from video_gn.engine.checkpoint import save
+    from video_gn.models.weights import read_weights
+
+    weights, said = read_weights(args.source)
+    save(args.out, {"model": weights, "converted": said})
+    print(said)
+    print(
+        f"{args.out}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()) / 1e6:.2f} M numbers"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
