@@ -94,11 +94,11 @@ def test_norms_have_their_own_weight_decay(norm: str) -> None:
     assert by_name["head.fc.bias"] == 1e-4
 
 
-def test_without_norms_there_is_one_group() -> None:
+def test_without_norms_there_is_no_group_of_theirs() -> None:
     model = thin_model("none")
-    (group,) = build_optimizer(model, OptimConfig(norm_weight_decay=0.5), lr=0.01).param_groups
-    assert len(group["params"]) == 2 * 17 + 2
-    assert group["weight_decay"] == 1e-4
+    body, head = build_optimizer(model, OptimConfig(norm_weight_decay=0.5), lr=0.01).param_groups
+    assert (len(body["params"]), len(head["params"])) == (2 * 17, 2)
+    assert body["weight_decay"] == head["weight_decay"] == 1e-4
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln", "in", "none"])
@@ -130,3 +130,11 @@ def test_three_steps_by_the_formula(nesterov: bool) -> None:
             w -= 0.5 * (g + 0.75 * v if nesterov else v)
             torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, w))
         parameter.grad = None
+
+
+def test_the_body_has_its_own_rate() -> None:
+    model = thin_model("gn")
+    optimizer = build_optimizer(model, OptimConfig(body_lr=0.1), lr=0.01)
+    rates = {id(p): group["rate"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if rates[id(p)] == 1} == {"head.fc.weight", "head.fc.bias"}
+    assert sorted(set(rates.values())) == [0.1, 1]

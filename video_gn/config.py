@@ -49,13 +49,30 @@ class ModelConfig(Section):
     """`i3d`: inflated kernels (conv1 5x7x7, every other 1x1x1 becomes 3x1x1). `c2d`: all temporal kernels are 1."""
     stem: Literal["dense", "sparse", "slowfast"] = "dense"
     """`dense`: temporal stride 4 before res2 (32, 64 frames). `sparse`: 1 (8 frames). `slowfast`: as its zoo."""
-    norm: Literal["bn", "gn", "ln", "in", "none"] = "gn"
+    norm: Literal["gn", "bn", "sync_bn", "frozen_bn", "brn", "ln", "in", "none"] = "gn"
+    """docs/norms.md says what each is. `frozen_bn` needs `init_from`."""
     groups: Positive = 32
     """GN: the number of groups G."""
     channels_per_group: Positive | None = None
     """GN: channels of one group, in place of `groups`."""
+    brn_r_max: Annotated[float, Field(ge=1)] = 1.5
+    brn_d_max: NonNegative = 0.5
+    brn_warmup: Annotated[int, Field(ge=0)] = 5000
+    """Batch Renorm: training forwards as plain Batch Norm."""
+    brn_ramp: Annotated[int, Field(ge=0)] = 20000
+    """Batch Renorm: training forwards over which its bounds open after that."""
+    init_from: str | None = None
+    """Weights to begin with: a file, or a name such as torchvision:resnet50 (docs/weights.md); 2D ones are inflated."""
+    init_drop: tuple[str, ...] = ()
+    """Patterns of keys of `init_from` to leave out, such as "*.running_*"."""
     num_classes: Positive = 400
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.norm == "frozen_bn" and self.init_from is None:
+            raise ValueError("frozen_bn keeps the constants of a trained net; name it in model.init_from")
+        return self
 
 
 class DataConfig(Section):
@@ -120,6 +137,8 @@ class OptimConfig(Section):
     weight_decay: NonNegative = 1e-4
     norm_weight_decay: NonNegative = 0.0
     """Weight decay of gamma and beta, whatever the norm."""
+    body_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Fine-tuning: the rate of all but the head, as a fraction of `lr`; 0 trains the head alone."""
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[PositiveFloat, ...] = (41, 82)
     """`steps`: epochs at which the rate is multiplied by `decay`."""

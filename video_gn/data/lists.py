@@ -1,21 +1,38 @@
 """Read and check a data list: one video a line, ``path label``.
 
 The label is what follows the last separator, so a path may contain spaces, commas and any letter; the
-separator is a run of spaces or tabs, or a comma with or without blanks around it. UTF-8 with or without a
-byte order mark, LF or CRLF. Empty lines and lines that start with ``#`` are skipped.
+separator is a run of spaces or tabs, or a comma with or without blanks around it. A path in double quotes is
+read as in csv: without them, a doubled quote inside is one. UTF-8 with or without a byte order mark, LF or
+CRLF. Empty lines and lines that start with ``#`` are skipped, and so is a header whose last column is ``label``.
+
+Kinetics' official csv is known by its header ``label,youtube_id,time_start,time_end,split[,is_cc]``, in any
+order: its videos are ``ID_START_END.mp4`` right below the root, its labels names of classes (or numbers). For
+videos in folders of their classes, or with other names, ``data_lists/kinetics400/make_lists.py`` makes lists of
+what is on the disk.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from video_gn.errors import UserError
 
 BLANKS = " \t"  # the separators beside the comma; every other character may stand in a path
 INTEGER = re.compile(r"-?[0-9]{1,18}")
+QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"(?!")(.*)', re.DOTALL)
+AFTER_QUOTED = re.compile(r"(?:[ \t]*,[ \t]*|[ \t]+)([^ \t,]+)")
+KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
+SECONDS = re.compile(r"[0-9]{1,6}")
+MAX_SHOWN = 20  # faults told one by one
+THREADS, FILES_A_TASK = 64, 64  # a look at a network disk is all waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +43,8 @@ class Record:
     """As the list names it, with forward slashes; this is what score files print."""
     label: int
     """0 <= label < num_classes."""
+    line: int = field(default=0, compare=False)
+    """Its number in the list, from 1; 0 where there is no list."""
 
 
 class _BadLine(Exception):
@@ -42,31 +61,30 @@ def find_list(list_path: str, root: str) -> Path:
     raise UserError(f"no file {list_path!r}: there is neither {tried}; correct the path or set data.root")
 
 
-def read_list(list_path: str, root: str, num_classes: int) -> list[Record]:
+def read_list(list_path: str, root: str, num_classes: int, class_names: list[str] | None = None) -> list[Record]:
     """The records of a list in the order of its lines; see the module's text for the format.
 
-    Raises UserError for a missing, empty or non-UTF-8 file, a line without a label, a label that is not an
-    integer in [0, num_classes), and a path that appears twice: the first bad line, and how many more.
+    Args:
+        class_names: by label; what Kinetics' official csv needs and no other list.
+
+    Raises:
+        UserError: a missing, empty or non-UTF-8 file, Kinetics' csv without ``class_names``; or all of its bad lines:
+            without a label, with a label that is not an integer in [0, num_classes) or (Kinetics) a class name,
+            with an unbalanced quote, with a path that appears twice.
     """
     file = find_list(list_path, root)
-    records: list[Record] = []
-    first_seen: dict[str, int] = {}  # path -> line number
-    problems: list[str] = []
-    for number, raw in enumerate(_read_lines(file), start=1):
-        line = raw.strip(BLANKS)
-        if not line or line[0] == "#":
-            continue
-        try:
-            record = _parse(line, num_classes)
-            earlier = first_seen.setdefault(record.path, number)
-            if earlier != number:
-                raise _BadLine(f"the path already stands in line {earlier}; remove one of the two")
-            records.append(record)
-        except _BadLine as problem:
-            problems.append(f"{file}, line {number} ({line[:80]!r}): {problem}")
-    if problems:
-        more = f" (and {len(problems) - 1:,} more bad lines)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + more)
+    numbered = enumerate((raw.strip(BLANKS) for raw in _read_lines(file)), start=1)
+    lines = [(number, line) for number, line in numbered if line and line[0] != "#"]
+    columns = _columns(lines[0][1]) if lines else []
+    fields: Callable[[str], tuple[str, str]] = _fields
+    if KINETICS_COLUMNS.issubset(columns):
+        if class_names is None:
+            raise UserError(f"{file} is a csv of Kinetics, with names for labels; set data.class_names to their file")
+        fields = _kinetics_fields(columns, class_names)
+        lines = lines[1:]
+    elif len(columns) > 1 and columns[-1] == "label":
+        lines = lines[1:]
+    records = _records(file, lines, fields, num_classes)
     if not records:
         raise UserError(f"{file} lists no video; write one a line, as `path label`")
     return records
@@ -99,14 +117,33 @@ def read_class_names(path: str | None, root: str, num_classes: int) -> list[str]
     return names
 
 
-def check_some_exist(records: list[Record], root: str, list_path: str, sample: int = 20) -> None:
-    """Raise UserError if none of up to ``sample`` evenly spaced records exists: ``root`` is then wrong."""
-    count = min(sample, len(records))
-    tried = [video_path(records[k * len(records) // count], root) for k in range(count)]
-    if tried and not any(os.path.exists(path) for path in tried):
+def check_files(records: list[Record], root: str, list_path: str) -> None:
+    """Look for the file of every record; a bar on a terminal where that takes more than 2 seconds.
+
+    A missing file is a fault of the list, unlike one that is there and cannot be decoded (data.max_unreadable).
+
+    Raises:
+        UserError: how many files are missing, and the first 20 with their line numbers.
+    """
+
+    def absent(some: list[Record]) -> list[Record]:
+        return [record for record in some if not os.path.isfile(video_path(record, root))]
+
+    tasks = [records[i : i + FILES_A_TASK] for i in range(0, len(records), FILES_A_TASK)]
+    missing: list[Record] = []
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(records), desc="looking for files", unit="file", delay=2, leave=False, disable=None) as bar,
+    ):
+        for some, found in zip(tasks, pool.map(absent, tasks), strict=True):
+            missing += found
+            bar.update(len(some))
+    if missing:
+        shown = ", ".join(f"line {record.line} ({record.path!r})" for record in missing[:MAX_SHOWN])
+        more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
         raise UserError(
-            f"{list_path}: none of the {count} videos looked for exists, the first is {tried[0]!r}; "
-            "set data.root to the folder that the list's paths start from"
+            f"{list_path}: {len(missing):,} of {len(records):,} files are not there: {shown}{more}; "
+            f"correct data.root ({root!r}) or the list"
         )
 
 
@@ -122,17 +159,84 @@ def _read_lines(file: Path) -> list[str]:
     return text.replace("\r\n", "\n").split("\n")
 
 
-def _parse(line: str, num_classes: int) -> Record:
-    """A non-empty line without blanks at its ends -> record."""
+def _records(
+    file: Path, lines: list[tuple[int, str]], fields: Callable[[str], tuple[str, str]], num_classes: int
+) -> list[Record]:
+    """Numbered lines -> records. Raises UserError for all bad lines at once."""
+    records: list[Record] = []
+    first_seen: dict[str, int] = {}  # path -> line number
+    faults: list[str] = []
+    for number, line in lines:
+        try:
+            path, text = fields(line)
+            if not path or not text:
+                raise _BadLine("a path and a label are needed; write `path label`")
+            label = _label(text, num_classes)
+            earlier = first_seen.setdefault(path, number)
+            if earlier != number:
+                raise _BadLine(f"the path already stands in line {earlier}; remove one of the two")
+            records.append(Record(path, label, number))
+        except _BadLine as fault:
+            faults.append(f"line {number} ({line[:60]!r}): {fault}")
+    if faults:
+        more = f" | and {len(faults) - MAX_SHOWN:,} more bad lines" if len(faults) > MAX_SHOWN else ""
+        raise UserError(f"{file}, {' | '.join(faults[:MAX_SHOWN])}{more}")
+    return records
+
+
+def _columns(header: str) -> list[str]:
+    """The words of a header; of another line, something that is none."""
+    return [word.strip('"') for word in re.split(r"[ \t]*,[ \t]*|[ \t]+", header)]
+
+
+def _fields(line: str) -> tuple[str, str]:
+    """A line without blanks at its ends -> path and label text."""
+    if line[0] == '"':
+        return _quoted_fields(line)
     cut = line.replace(",", " ").replace("\t", " ").rfind(" ")
     path, text = line[: max(cut, 0)].rstrip(BLANKS), line[cut + 1 :]
     if line[cut] != "," and path.endswith(","):  # "path, label"
         path = path[:-1].rstrip(BLANKS)
-    if not path or not text:
-        raise _BadLine("a path and a label are needed; write `path label`")
+    return path, text
+
+
+def _quoted_fields(line: str) -> tuple[str, str]:
+    quoted = QUOTED.fullmatch(line)
+    if quoted is None:
+        raise _BadLine('a quote is not closed; write `"path" label`, a quote inside the path twice')
+    path, rest = quoted[1].replace('""', '"'), quoted[2]
+    after = AFTER_QUOTED.fullmatch(rest)
+    if rest.strip(", \t") and after is None:
+        raise _BadLine(f'{rest[:20]!r} follows the quoted path; write `"path" label`, a quote inside the path twice')
+    return path, after[1] if after else ""
+
+
+def _kinetics_fields(columns: list[str], class_names: list[str]) -> Callable[[str], tuple[str, str]]:
+    """What reads a row of Kinetics' csv, as `_fields` does a line."""
+    labels = {name: str(label) for label, name in enumerate(class_names)}
+
+    def fields(line: str) -> tuple[str, str]:
+        try:
+            values = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            raise _BadLine(f"not a row of csv ({error}); correct it") from None
+        if len(values) != len(columns):
+            raise _BadLine(f"{len(values)} fields and not the header's {len(columns)}; correct the row")
+        row = dict(zip(columns, values, strict=True))
+        youtube_id, start, end, name = (row[key].strip() for key in ("youtube_id", "time_start", "time_end", "label"))
+        if not youtube_id or not SECONDS.fullmatch(start) or not SECONDS.fullmatch(end):
+            raise _BadLine("a youtube_id, a start and an end in whole seconds are needed; correct the row")
+        if name not in labels and not INTEGER.fullmatch(name):
+            raise _BadLine(f"{name[:40]!r} is no name of data.class_names; correct one of the two")
+        return f"{youtube_id}_{int(start):06d}_{int(end):06d}.mp4", labels.get(name, name)
+
+    return fields
+
+
+def _label(text: str, num_classes: int) -> int:
     if not INTEGER.fullmatch(text):
         raise _BadLine(f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #")
     label = int(text)
     if not 0 <= label < num_classes:
         raise _BadLine(f"the label {label} is outside 0 to {num_classes - 1}; correct it or set model.num_classes")
-    return Record(path, label)
+    return label

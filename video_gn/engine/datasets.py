@@ -7,7 +7,7 @@ import torch
 from video_gn.config import Config
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import read_image_folder
-from video_gn.data.lists import Record, check_some_exist, read_list
+from video_gn.data.lists import Record, check_files, read_class_names, read_list
 from video_gn.engine.distributed import World
 
 
@@ -24,8 +24,10 @@ def _read_records(config: Config, name: str) -> list[Record]:
     data = config.data
     if data.kind == "images":
         return read_image_folder(name, data.root, config.model.num_classes)
-    records = read_list(name, data.root, config.model.num_classes)
-    check_some_exist(records, data.root, name)
+    classes = config.model.num_classes
+    class_names = None if data.class_names is None else read_class_names(data.class_names, data.root, classes)
+    records = read_list(name, data.root, classes, class_names)
+    check_files(records, data.root, name)
     return records
 
 

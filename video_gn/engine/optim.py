@@ -56,13 +56,18 @@ def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
 
 
 def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:
-    """SGD with a weight decay of its own for gamma and beta of every norm."""
+    """SGD with a weight decay of its own for gamma and beta of every norm, and a rate of its own for the body.
+
+    A group's `rate` is what the schedule's rate is multiplied by: 1 for the head, `body_lr` for all else.
+    """
     norm = list(model.norm_parameters())
-    in_norm = {id(p) for p in norm}
-    other = [p for p in model.parameters() if id(p) not in in_norm]
+    head = list(model.head.parameters())
+    special = {id(p) for p in (*norm, *head)}
+    body = [p for p in model.parameters() if id(p) not in special]
     groups = [
-        {"params": other, "weight_decay": optim.weight_decay},
-        {"params": norm, "weight_decay": optim.norm_weight_decay},
+        {"params": body, "weight_decay": optim.weight_decay, "rate": optim.body_lr},
+        {"params": norm, "weight_decay": optim.norm_weight_decay, "rate": optim.body_lr},
+        {"params": head, "weight_decay": optim.weight_decay, "rate": 1.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from video_gn.engine.distributed import World
+from video_gn.norm.batch_renorm import BatchRenorm
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -40,9 +41,9 @@ def update_precise_bn(
 
 @torch.no_grad()
 def average_running_statistics(model: nn.Module, world: World) -> None:
-    """Give all ranks the running statistics of all ranks' data together."""
-    norms = batch_norms(model)
+    """Give all ranks the running statistics of all ranks' data together, Batch Renorm's too."""
     if world.size > 1:
-        means = [m.running_mean for m in norms if m.running_mean is not None]
-        variances = [m.running_var for m in norms if m.running_var is not None]
-        world.mean_of_moments(means, variances)
+        norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, BatchRenorm))]
+        moments = [(m.running_mean, m.running_var) for m in norms]
+        pairs = [(mean, var) for mean, var in moments if isinstance(mean, Tensor) and isinstance(var, Tensor)]
+        world.mean_of_moments([mean for mean, _ in pairs], [var for _, var in pairs])

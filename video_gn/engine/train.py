@@ -35,6 +35,8 @@ from video_gn.engine.unreadable import Unreadable
 from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
+from video_gn.models.inflate import initialize
+from video_gn.models.weights import read_weights
 
 
 def train(config: Config, world: World) -> None:
@@ -118,8 +120,9 @@ class Trainer:
 
     def step(self, passes: Iterator[Batch], epoch: float, meter: Meter) -> None:
         """One optimizer step: the forward and backward passes of this rank's share of the global batch."""
+        self.lr = self.plan.lr * rate_factor(self.config.optim, epoch, self.config.train.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr * rate_factor(self.config.optim, epoch, self.config.train.epochs)
+            group["lr"] = self.lr * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         for index in range(self.plan.passes):
@@ -208,7 +211,7 @@ class Trainer:
         values = {
             "train/loss": averages.loss,
             "train/top1_error": averages.top1_error,
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": self.lr,
             "system/clips_per_second": averages.clips / seconds,
             "system/data_wait": (batches.waited - interval.waited) / seconds,
             "system/memory_gib": peak_memory_gib(self.world.device),
@@ -283,10 +286,22 @@ class Trainer:
     def _resume(self) -> None:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks."""
         state = self.world.first(lambda: open_run(self.config, self.lists, asdict(self.plan)))
-        if state is not None:
+        if state is None:
+            self._initialize()
+        else:
             ckpt.load_model(self.model, state, str(self.folder))
             self.optimizer.load_state_dict(state["optimizer"])
             self.step_done, self.best_error = state["step"], state["best_error"]
+
+    def _initialize(self) -> None:
+        """Weights of `model.init_from`, read on rank 0, and what became of each."""
+        source = self.config.model.init_from
+        if source is None:
+            return
+        weights, what = self.world.first(lambda: read_weights(source))
+        report = initialize(self.model, weights, drop=self.config.model.init_drop)
+        if self.world.is_main:
+            say(f"{source}: {what}\n{report}")
 
     @property
     def _quiet(self) -> bool | None:

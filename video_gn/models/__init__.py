@@ -12,7 +12,15 @@ Network = ResNet | VGG
 
 def build_model(config: ModelConfig, dims: int = 3) -> Network:
     """The network that a `model` section describes, freshly initialized, for clips (`dims` 3) or images (2)."""
-    norm = norm_factory(config.norm, groups=config.groups, channels_per_group=config.channels_per_group)
+    norm = norm_factory(
+        config.norm,
+        groups=config.groups,
+        channels_per_group=config.channels_per_group,
+        brn_r_max=config.brn_r_max,
+        brn_d_max=config.brn_d_max,
+        brn_warmup=config.brn_warmup,
+        brn_ramp=config.brn_ramp,
+    )
     if config.arch == "vgg16":
         return VGG(config.num_classes, norm, width=config.width, dropout=config.dropout)
     return ResNet(

@@ -1,0 +1,72 @@
+"""Starting from other weights: images to clips, other classes, a slower body, frozen Batch Norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_images import TINY as TINY_IMAGES
+from tests.test_images import tree  # noqa: F401 - a fixture
+from tests.test_train import TINY, run
+from tests.test_train import videos  # noqa: F401 - a fixture
+from video_gn.config import load_config
+from video_gn.engine import checkpoint as ckpt
+from video_gn.errors import UserError
+
+
+def train(folder: Path, template: str, root: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """The last weights of a tiny run."""
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(template.format(out=folder / "run", root=root))
+    run(load_config(folder / "tiny.yaml", overrides))
+    return ckpt.load(folder / "run" / "checkpoints" / "last.pt")["model"]
+
+
+FROM_IMAGES = ["train.epochs=1", "optim.body_lr=0", "optim.norm_weight_decay=0", "model.dropout=0"]
+
+
+def test_clips_start_from_the_inflated_images_and_body_lr_0_keeps_them(tmp_path, tree, videos, capsys):  # noqa: F811
+    images = train(tmp_path / "images", TINY_IMAGES, tree, "train.epochs=1")
+    source = f"model.init_from={tmp_path / 'images' / 'run' / 'checkpoints' / 'last.pt'}"
+    clips = train(tmp_path / "clips", TINY, videos, *FROM_IMAGES, source)
+    for key, value in images.items():
+        if key.startswith("head."):
+            continue
+        expected = value
+        if value.dim() == 4:
+            length = clips[key].shape[2]
+            expected = value[:, :, None].repeat(1, 1, length, 1, 1) / length
+        torch.testing.assert_close(clips[key], expected, msg=lambda m, k=key: f"{k}: {m}")
+    assert clips["head.fc.weight"].shape == (10, 256)  # 3 classes became 10: the head is new, and it is trained
+    told = capsys.readouterr().err
+    for word in ("inflated", "copied", "new", "head.fc.weight"):
+        assert word in told
+
+
+def test_a_resumed_run_does_not_start_again_from_the_weights(tmp_path, tree, videos):  # noqa: F811
+    train(tmp_path / "images", TINY_IMAGES, tree, "train.epochs=1")
+    source = tmp_path / "images" / "run" / "checkpoints" / "last.pt"
+    first = train(tmp_path / "clips", TINY, videos, "train.epochs=1", f"model.init_from={source}")
+    source.unlink()  # not needed any more
+    config = load_config(tmp_path / "clips" / "tiny.yaml", ["train.epochs=2", f"model.init_from={source}"])
+    last = ckpt.load(run(config) / "checkpoints" / "last.pt")["model"]
+    assert not torch.equal(first["head.fc.weight"], last["head.fc.weight"])
+
+
+def test_frozen_batch_norm_keeps_the_trained_statistics(tmp_path, videos):  # noqa: F811
+    trained = train(tmp_path / "bn", TINY, videos, "model.norm=bn", "train.epochs=1")
+    source = f"model.init_from={tmp_path / 'bn' / 'run' / 'checkpoints' / 'last.pt'}"
+    tuned = train(tmp_path / "frozen", TINY, videos, "model.norm=frozen_bn", "train.epochs=1", source)
+    norms = [key for key in tuned if ".norm" in key and not key.endswith("num_batches_tracked")]
+    assert len(norms) == 4 * 17  # 1 + 4 x (3 + 1) norms of 4 tensors
+    assert all(torch.equal(trained[key], tuned[key]) for key in norms)
+    assert not torch.equal(trained["res2.0.conv_a.weight"], tuned["res2.0.conv_a.weight"])
+
+
+def test_mistakes(tmp_path, videos):  # noqa: F811
+    with pytest.raises(UserError, match="model.init_from"):
+        train(tmp_path / "a", TINY, videos, "model.norm=frozen_bn")
+    with pytest.raises(UserError, match="absent.pt"):
+        train(tmp_path / "b", TINY, videos, "model.init_from=absent.pt")
