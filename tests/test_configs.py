@@ -11,7 +11,7 @@ from video_gn.engine.optim import plan_batches
 from video_gn.models.info import describe
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "base.yaml")
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "base.yaml" and p.parent.name != "studies")
 
 # Parameters and GMACs. Those of the 3D ResNet-50 are known from elsewhere (28.04 M; 32.8 and 65.7 GMAC).
 GOLDEN = {
@@ -21,6 +21,11 @@ GOLDEN = {
     "kinetics400/i3d_r50_gn_32x2_4clips": (28_043_472, 32.83),
     "kinetics400/i3d_r50_bn_64x1_4clips": (28_043_472, 65.66),
     "kinetics400/i3d_r50_gn_64x1_4clips": (28_043_472, 65.66),
+    **{f"imagenet/resnet50_{norm}": (25_557_032, 4.09) for norm in ("bn", "gn", "ln", "in", "brn")},
+    **{f"imagenet/resnet101_{norm}": (44_549_160, 7.8) for norm in ("bn", "gn")},
+    "imagenet/vgg16_none": (138_357_544, 15.47),
+    # Without the 4,224 biases of the convolutions, with gamma and beta for each of their channels.
+    **{f"imagenet/vgg16_{norm}": (138_357_544 + 4_224, 15.47) for norm in ("bn", "gn")},
     "demo/demo": (541_914, 0.09),
     "custom/small_gn": (741_984, 0.12),
 }
@@ -62,3 +67,15 @@ def test_the_papers_batches_and_rates(path):
         assert (plan.global_batch, plan.passes, plan.lr) == (8 * clips, passes, pytest.approx(0.01 * clips / 8))
     assert config.model.norm == path.stem.split("_")[2]
     assert config.output_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "imagenet"], ids=name)
+def test_the_imagenet_recipe(path):
+    """Section 4.1: 0.1 N / 32 for N images on each of 8 GPUs; 100 epochs, / 10 at 30, 60, 90."""
+    config = load_config(path)
+    assert (config.train.epochs, config.optim.milestones, config.optim.decay) == (100, (30, 60, 90), 0.1)
+    assert config.optim.norm_weight_decay == config.optim.weight_decay == 1e-4
+    for images in (32, 16, 2):
+        plan = plan_batches(load_config(path, [f"train.clips_per_gpu={images}"]), 1_281_167, 8)
+        assert (plan.passes, plan.lr) == (1, pytest.approx(0.1 * images / 32))
+    assert path.stem == f"{config.model.arch}_{config.model.norm}"

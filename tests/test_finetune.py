@@ -9,8 +9,11 @@ import torch
 
 from tests.test_images import TINY as TINY_IMAGES
 from tests.test_images import tree  # noqa: F401 - a fixture
-from tests.test_train import TINY, run
-from tests.test_train import videos  # noqa: F401 - a fixture
+from tests.test_train import (
+    TINY,
+    run,
+    videos,  # noqa: F401 - a fixture
+)
 from video_gn.config import load_config
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError

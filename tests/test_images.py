@@ -19,8 +19,10 @@ from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.decode import VideoError
 from video_gn.data.images import ImageReader, read_image_folder
 from video_gn.data.sampling import keyed_rng
+from video_gn.engine.datasets import val_dataset
 from video_gn.engine.test import test_checkpoint as score_checkpoint
 from video_gn.errors import UserError
+from video_gn.models import build_model
 
 
 def smooth(height: int, width: int, seed: int) -> np.ndarray:
@@ -191,3 +193,26 @@ def test_config_rules_of_images(tmp_path, tree):
     ):
         with pytest.raises(UserError, match=words):
             load_config(tmp_path / "tiny.yaml", [change])
+
+
+def test_percentiles_of_a_layer_are_logged(tree, tmp_path):
+    """Of VGG-16's last convolution; checked against NumPy on the same images through the checkpoint's own net."""
+    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    options = ["model.arch=vgg16", "train.epochs=1", "train.percentiles_of=conv.12", "train.clips_per_gpu=4"]
+    config = load_config(tmp_path / "tiny.yaml", options)
+    folder = run(config)
+    last = [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["kind"] == "epoch"][-1]
+    model = build_model(config.model, 2)
+    model.load_state_dict(torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"])
+    outputs = []
+    model.eval().conv[12].register_forward_hook(lambda _m, _i, output: outputs.append(output))
+    clips = val_dataset(config, read_image_folder("val", str(tree), 3))
+    items = [clips[k] for k in range(4)]  # the first batch of 4
+    batch = torch.cat([augment.render(i.frames, i.views, (0.45,) * 3, (0.225,) * 3)[:, 0] for i in items])
+    with torch.no_grad():
+        model(batch.permute(0, 3, 1, 2))
+    expected = np.percentile(outputs[0].numpy(), [1, 20, 80, 99])
+    got = [last[f"percentiles/conv.12/p{p}"] for p in ("01", "20", "80", "99")]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="no such layer"):
+        run(load_config(tmp_path / "tiny.yaml", [*options, f"output_dir={tmp_path / 'b'}", "train.percentiles_of=con"]))

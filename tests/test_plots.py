@@ -40,3 +40,21 @@ def test_what_is_not_a_run(tmp_path):
         plots.plot_curves([tmp_path], tmp_path / "x.png")
     with pytest.raises(UserError, match="no epoch has ended yet"):
         plots.plot_curves([write_run(tmp_path / "young", [])], tmp_path / "x.png")
+
+
+def test_percentiles_as_figure_6(tmp_path, monkeypatch):
+    run = tmp_path / "vgg"
+    run.mkdir()
+    values = [{1: -3, 20: -1, 80: 1, 99: 3}, {1: -2, 20: -0.5, 80: 0.5, 99: 2}]
+    lines = [
+        {"kind": "epoch", "step": k, "epoch": k, **{f"percentiles/conv.12/p{p:02d}": v for p, v in row.items()}}
+        for k, row in enumerate(values, 1)
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    assert plots.plot_percentiles(run, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
+    assert curves == {"1 %": [-3, -2], "20 %": [-1, -0.5], "80 %": [1, 0.5], "99 %": [3, 2]}
+    with pytest.raises(UserError, match="no percentiles in its log"):
+        plots.plot_percentiles(write_run(tmp_path / "other", [(90, 80)]), tmp_path / "x.png")

@@ -76,6 +76,7 @@ FREE: dict[str, Any] = {
     "train.channels_last": False,
     "train.eval_every": 5,
     "train.log_every": 1,
+    "train.percentiles_of": "res5",
     "train.precise_bn_batches": 0,
     "test.views": "center",
     "test.clips": 1,

@@ -174,6 +174,8 @@ class TrainConfig(Section):
     """Optimizer steps from one log line to the next."""
     precise_bn_batches: Annotated[int, Field(ge=0)] = 200
     """Batch Norm: batches whose statistics are averaged before an evaluation; 0 keeps the running averages."""
+    percentiles_of: str | None = None
+    """Layer whose output's 1, 20, 80 and 99 % percentiles are logged at each evaluation (Figure 6), such as conv.12."""
 
 
 class TestConfig(Section):

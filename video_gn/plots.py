@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from video_gn.engine.writers import read_log
 from video_gn.errors import UserError
@@ -31,8 +32,32 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=Path(run).name)
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         axis.set(xlabel="epochs", ylabel=title, ylim=(0, None), xlim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+    return Path(out)
+
+
+def plot_percentiles(run: str | Path, out: str | Path) -> Path:
+    """Draw the logged percentiles of a layer's output against epochs, as Figure 6 does. Writes a PNG.
+
+    Raises:
+        UserError: the folder is not a run, or it was trained without train.percentiles_of.
+    """
+    epochs = [record for record in read_epochs(Path(run)) if any(key.startswith("percentiles/") for key in record)]
+    if not epochs:
+        raise UserError(f"{run}: no percentiles in its log; train with train.percentiles_of=LAYER")
+    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+    for name in sorted(key for key in epochs[0] if key.startswith("percentiles/")):
+        percent = int(name.rsplit("/p", 1)[1])
+        axis.plot([r["epoch"] for r in epochs], [r[name] for r in epochs], label=f"{percent} %")
+    axis.set(xlabel="epochs", ylabel=f"output of {name.split('/')[1]}", title=Path(run).name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.legend(title="percentile")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -28,11 +29,12 @@ from video_gn.engine.datasets import memory_format, read_records, train_dataset,
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
+from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
 from video_gn.engine.runfolder import open_run
 from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable
-from video_gn.engine.writers import Writers
+from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 from video_gn.models.inflate import initialize
@@ -73,6 +75,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.memory_format = memory_format(config)
         self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        if config.train.percentiles_of is not None:
+            find_layer(self.model, config.train.percentiles_of)
         self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
         self.autocast = autocast(config.train.precision, world.device)
 
@@ -237,13 +241,15 @@ class Trainer:
         if due or save:
             self._prepare_norms()
         if due:
-            averages, unread = self.evaluate()
+            with percentiles_of(self.model, config.train.percentiles_of) as percentiles:
+                averages, unread = self.evaluate()
             values |= {
                 "val/loss": averages.loss,
                 "val/top1_error": averages.top1_error,
                 "val/top5_error": averages.top5_error,
                 "val/videos_scored": averages.clips,
                 "val/videos_unreadable": unread,
+                **percentiles,
             }
             better = averages.top1_error < self.best_error
             self.best_error = min(self.best_error, averages.top1_error)
@@ -256,7 +262,17 @@ class Trainer:
             writers.write("epoch", self.step_done, epoch, values)
             if save or better:
                 self._save(save, better)
+        if last and writers is not None:
+            self._summarize(writers)
         self.world.barrier()
+
+    def _summarize(self, writers: Writers) -> None:
+        """The figure that section 4.1 reports: the median of the last 5 epochs' errors."""
+        epochs = [record for record in read_log(self.folder) if record["kind"] == "epoch"]
+        errors = [record["val/top1_error"] for record in epochs if record.get("val/top1_error") is not None][-5:]
+        median = statistics.median(errors)
+        writers.write("summary", self.step_done, self.config.train.epochs, {"summary/val_top1_error_median": median})
+        say(f"val error, median of the last {len(errors)} evaluations: {median:.2f} %")
 
     def _prepare_norms(self) -> None:
         """Statistics of Batch Norm for evaluation and checkpoints: precise ones, and the same on all ranks."""
