@@ -394,3 +394,9 @@ def test_lists_of_real_videos(shared_data: Path) -> None:
     check_files(train + test, root, "train.csv")
     names = read_class_names("classes.txt", root, 6)
     assert all(f"/{names[record.label]}/" in record.path for record in train + test)
+
+
+def test_a_class_has_one_name(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("run\nwalk\nrun\n")
+    with pytest.raises(UserError, match="'run' twice"):
+        read_class_names("classes.txt", str(tmp_path), 3)

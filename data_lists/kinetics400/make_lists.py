@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 NUM_CLASSES = 400
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi")
 VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:_(\d{6})_\d{6})?")  # YouTube id, start and end in seconds
-UNLISTABLE = re.compile(r"^[# \t]|[\n\ud800-\udfff]")  # lone surrogates: the name is not UTF-8
+UNLISTABLE = re.compile(r'^["# \t]|[\n\ud800-\udfff]')  # lone surrogates: the name is not UTF-8
 MAX_SHOWN = 10  # duplicates printed one by one
 
 

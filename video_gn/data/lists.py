@@ -99,7 +99,7 @@ def read_class_names(path: str | None, root: str, num_classes: int) -> list[str]
     """Class names by label: one a line, in a file tried as given and then under ``root``.
 
     Without a file (None) the names are "0", "1", and so on. Raises UserError for a missing or non-UTF-8 file,
-    an empty line between names and a number of names that is not ``num_classes``.
+    an empty line between names, a name that stands twice and a number of names that is not ``num_classes``.
     """
     if path is None:
         return [str(label) for label in range(num_classes)]
@@ -112,6 +112,9 @@ def read_class_names(path: str | None, root: str, num_classes: int) -> list[str]
         raise UserError(
             f"{file}, line {number} is empty: the line number is the label; remove the line or name the class"
         )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file} names {twice!r} twice: each class has one line; remove one")
     if len(names) != num_classes:
         raise UserError(f"{file} names {len(names)} classes but model.num_classes is {num_classes}; make the two agree")
     return names
