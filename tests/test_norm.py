@@ -110,7 +110,7 @@ def test_equations_for_any_size(name: str, data: st.DataObject) -> None:
         with pytest.raises(ValueError, match="more than 1 value per channel"):  # PyTorch's own check
             norm(x)
     else:
-        torch.testing.assert_close(norm(x).double(), by_equations(x, key), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(norm(x).double(), by_equations(x, key), atol=5e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2, 2), (2, 4, 2, 1, 2)], ids=["images", "clips"])

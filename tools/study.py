@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from video_gn import cli
+from video_gn.errors import UserError
 
 
 def main() -> None:
@@ -27,17 +28,23 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the runs' commands, run nothing")
     what.add_argument("--collect", action="store_true", help="write the results of what is finished, run nothing")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # options may stand before, among and after key=value
 
+    from video_gn.console import say
     from video_gn.study import commands, load_study, plan_runs, run_study, write_report
 
     study = load_study(args.study)
     out = args.out or Path("runs/studies") / Path(args.study).stem
     runs = plan_runs(study, args.study, args.overrides, out)
     if args.dry_run:
+        if study.motion is not None:
+            say("these commands do not render the embedded data set: start this tool once without --dry-run before")
         print("\n".join(commands(study, args.study, runs)))
     elif args.collect:
-        print(write_report(study, runs, out), end="")
+        text, problems = write_report(study, runs, out)
+        print(text)
+        if problems:
+            raise UserError("; ".join(problems))
     else:
         run_study(study, runs, out)
 

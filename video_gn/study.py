@@ -65,13 +65,13 @@ class Study(Section):
 
     config: str
     """Path of the config that all cells begin with, relative to the study file."""
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Key -> values; all combinations are trained."""
-    together: list[dict[str, Any]] = []
+    together: list[dict[str, Any]] = Field(default_factory=list)
     """Keys that vary together: each mapping is combined with each combination of `grid`."""
-    fixed: dict[str, Any] = {}
+    fixed: dict[str, Any] = Field(default_factory=dict)
     """Values of all cells that differ from the config's."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     measure: Literal["final", "median5", "test"] = "median5"
     """Validation error after the last epoch, its median over the last 5, or top-1 by the config's test."""
     rows: tuple[str, ...] = ()
@@ -276,7 +276,9 @@ def commands(study: Study, path: str | Path, runs: Iterable[Run]) -> list[str]:
 
 
 def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
-    """Train (and test) what is not finished, in order, and write the report after each run. All ranks call this.
+    """Train (and test) what is not finished, in order; write the report after each run, at the end print the table.
+
+    All ranks call this.
 
     Raises:
         UserError: runs failed; the others were run.
@@ -301,8 +303,9 @@ def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
                     say(f"== failed: {failed[-1]}")
             if ranks.is_main:
                 write_report(study, runs, out)
-        if ranks.is_main and not todo:
-            write_report(study, runs, out)
+        if ranks.is_main:
+            text, _ = write_report(study, runs, out)
+            print(text)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
@@ -397,11 +400,11 @@ class Summary:
         return Spread.of([result.value(measure) for result in results]) if results else None
 
 
-def write_report(study: Study, runs: Sequence[Run], out: Path) -> str:
-    """Write table.md, results.csv and, once a run is finished, errors.png and epochs.png; returns the table.
+def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, list[str]]:
+    """Write table.md, results.csv and, once a run is finished, errors.png and epochs.png.
 
-    Raises:
-        UserError: a folder holds another experiment than the study's; what the other folders hold was written.
+    Returns:
+        The text of table.md, and what is wrong with run folders that were left out.
     """
     results: dict[int, Result] = {}
     problems = []
@@ -412,26 +415,26 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> str:
         except UserError as error:
             problems.append(str(error))
     summary = summarize(study, runs, results)
-    finished = f"{len(results)} of {len(runs)} runs finished"
-    text = f"{describe(study, runs)}; {finished}.\n\n{table(study, summary)}"
+    measured, finished = describe(study, runs), f"{len(results)} of {len(runs)} runs finished"
+    text = f"{measured}; {finished}.\n\n{table(study, summary)}"
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "table.md", text)
     write_text(out / "results.csv", rows_csv(study, runs, results))
     if results:
-        plot_errors(study, summary, describe(study, runs), out / "errors.png")
+        plot_errors(study, summary, measured, out / "errors.png")
         plot_epochs(summary, out / "epochs.png")
-    if problems:
-        raise UserError("; ".join(problems))
-    return text
+    return text, problems
 
 
 def describe(study: Study, runs: Sequence[Run]) -> str:
-    """The measure in words."""
+    """What is measured, in words."""
     config = runs[0].config
+    epochs = config.train.epochs
+    clip = protocol(config) if config.data.kind == "images" else "1-clip augmented"
     return {
-        "final": f"Validation error (%) after {config.train.epochs} epochs",
-        "median5": f"Validation error (%), median of the last {MEDIAN_OF} of {config.train.epochs} epochs",
-        "test": f"Top-1 (%), {protocol(config)}, after {config.train.epochs} epochs",
+        "final": f"{clip} validation error (%) after {epochs} epochs",
+        "median5": f"{clip} validation error (%), median of the last {MEDIAN_OF} of {epochs} epochs",
+        "test": f"{protocol(config)} top-1 (%) after {epochs} epochs",
     }[study.measure]
 
 
@@ -447,25 +450,25 @@ def summarize(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> 
 
 
 def row_label(study: Study, cell: dict[str, Any]) -> str:
-    """`bn`, or what is measured where the study has one row."""
-    return ", ".join(show(cell[key]) for key in study.rows if key in cell) or (
-        "top-1" if study.measure == "test" else "error"
-    )
+    """`bn`; of a study with one row, what is measured."""
+    return ", ".join(show(cell[key]) for key in study.rows if key in cell) or measured_name(study)
 
 
 def column_label(study: Study, cell: dict[str, Any]) -> str:
-    """`clips_per_gpu 8`; empty where the study has one column."""
-    return ", ".join(f"{short(key)} {show(cell[key])}" for key in study.columns if key in cell)
+    """`clips_per_gpu 8`; of a study with one column, what is measured."""
+    values = (f"{short(key)} {show(cell[key])}" for key in study.columns if key in cell)
+    return ", ".join(values) or measured_name(study)
+
+
+def measured_name(study: Study) -> str:
+    return "top-1" if study.measure == "test" else "error"
 
 
 def table(study: Study, summary: Summary) -> str:
-    """Markdown: mean ± standard deviation (n seeds) [the paper's figure]."""
-    published = {
-        (row_label(study, cell), column_label(study, cell)): study.published(cell)
-        for cell in study.cells()
-    }
+    """Markdown: mean ± standard deviation (n seeds) [the paper's figure]. A single row stands upright."""
+    published = {(row_label(study, cell), column_label(study, cell)): study.published(cell) for cell in study.cells()}
     corner = ", ".join(short(key) for key in study.rows)
-    lines = [[corner, *summary.columns], ["---"] * (1 + len(summary.columns))]
+    lines = [[corner, *summary.columns]]
     for row in summary.rows:
         entries = []
         for column in summary.columns:
@@ -473,6 +476,9 @@ def table(study: Study, summary: Summary) -> str:
             paper = published.get((row, column))
             entries.append(("-" if spread is None else str(spread)) + ("" if paper is None else f" [{paper}]"))
         lines.append([row, *entries])
+    if len(summary.rows) == 1 < len(summary.columns):
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    lines.insert(1, ["---"] * len(lines[0]))
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     note = "Mean ± standard deviation over n seeds" + (", [the paper's figure]" if study.paper else "")
     return f"{text}\n{note}.\n"
