@@ -370,6 +370,7 @@ def test_ranks_share_each_run(tmp_path, videos):
         "seeds": [0],
         "grid": {"model.norm": ["gn", "none"]},
         "fixed": {"train.epochs": 1, "train.clips_per_gpu": 1},
+        "measure": "test",
     }
     path = write_study(tmp_path, root=videos, **values)
     for process in launch(2, "tools/study.py", str(path), "--out", str(tmp_path / "out")):

@@ -243,11 +243,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file is missing or malformed, a key is unknown, a value is out of its range.
     """
     path = Path(path)
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     base = tree.pop("base", None)
     if base is not None:
         base_path = path.parent / str(base)
-        parent = _read_yaml(base_path)
+        parent = read_yaml(base_path)
         if "base" in parent:
             raise UserError(f"{base_path}: a base cannot have a base ({parent['base']}); name one base only")
         if "output_dir" in parent:
@@ -299,7 +299,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises UserError if it does not, or writes a key twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -26,7 +26,7 @@ import yaml
 from matplotlib.ticker import MaxNLocator
 from pydantic import Field, ValidationError, model_validator
 
-from video_gn.config import Config, Positive, Section, _read_yaml, differences, load_config
+from video_gn.config import Config, Positive, Section, differences, load_config, read_yaml
 from video_gn.console import say
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine.checkpoint import LAST, write_text
@@ -191,7 +191,7 @@ def load_study(path: str | Path) -> Study:
         UserError: it is missing or malformed, or against the schema.
     """
     try:
-        return Study.model_validate(_read_yaml(Path(path)))
+        return Study.model_validate(read_yaml(Path(path)))
     except ValidationError as error:
         places = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
         problems = (f"{place or 'study'}: {message.removeprefix('Value error, ')}" for place, message in places)
@@ -294,14 +294,14 @@ def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
                 left = f", about {statistics.mean(seconds) * (len(todo) - index) / 60:.0f} min to go" if seconds else ""
                 say(f"== run {len(runs) - len(todo) + index + 1} of {len(runs)}: {run}{left}")
             begin = time.monotonic()
-            try:
-                _finish(run, study.measure, ranks)
+            problem = next(filter(None, ranks.all_gather(_finish(run, study.measure, ranks))), None)
+            if problem is None:
                 seconds.append(time.monotonic() - begin)
-            except UserError as error:
-                failed.append(f"{run}: {error}")
-                if ranks.is_main:
-                    say(f"== failed: {failed[-1]}")
+            else:
+                failed.append(f"{run}: {problem}")
             if ranks.is_main:
+                if problem is not None:
+                    say(f"== failed: {failed[-1]}")
                 write_report(study, runs, out)
         if ranks.is_main:
             text, _ = write_report(study, runs, out)
@@ -310,12 +310,18 @@ def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
 
-def _finish(run: Run, measure: str, ranks: World) -> None:
-    ranks.first(partial(check_folder, run))
-    train(run.config, ranks)
-    if measure == "test":
-        test_checkpoint(run.folder / "checkpoints" / LAST, run.overrides)
-    ranks.first(partial(read_result, run, measure))
+def _finish(run: Run, measure: str, ranks: World) -> str | None:
+    """Train and test a run; returns what went wrong on this rank, if something did."""
+    try:
+        ranks.first(partial(check_folder, run))
+        train(run.config, ranks)
+        if measure == "test":
+            test_checkpoint(run.folder / "checkpoints" / LAST, run.overrides)  # rank 0 alone may fail at its end
+        if ranks.is_main:
+            read_result(run, measure)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _is_unfinished(run: Run, measure: str) -> bool:
@@ -497,7 +503,7 @@ def rows_csv(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> s
     return text.getvalue()
 
 
-def plot_errors(study: Study, summary: Summary, ylabel: str, out: Path) -> None:
+def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> None:
     """What was measured against the columns (the batch size), a curve a row, bars of one deviation; as Figure 1."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for row in summary.rows:
@@ -509,7 +515,8 @@ def plot_errors(study: Study, summary: Summary, ylabel: str, out: Path) -> None:
     only = short(study.columns[0]) if len(study.columns) == 1 else ""
     labels = [column.removeprefix(f"{only} ") for column in summary.columns]
     axis.set_xticks(range(len(labels)), labels, rotation=0 if only else 30, ha="center" if only else "right")
-    axis.set(xlabel=only, ylabel=ylabel, xlim=(-0.3, len(labels) - 0.7))
+    axis.set(xlabel=only, ylabel=f"{measured_name(study)} (%)", xlim=(-0.3, len(labels) - 0.7))
+    axis.set_title(measured, fontsize="small")
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(out, dpi=150)

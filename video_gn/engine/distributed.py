@@ -110,12 +110,13 @@ def world(device: str = "auto") -> Iterator[World]:
         place = torch.device("cpu")
     if place.type == "cuda" and rank == 0 and (hazard := conv3d_hazard(torch.__version__)):
         say(hazard)
-    if size > 1:
+    opens = size > 1 and not dist.is_initialized()  # one within another shares the group
+    if opens:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(rank, size, place)
     finally:
-        if size > 1:
+        if opens:
             dist.destroy_process_group()
 
 
