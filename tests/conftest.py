@@ -10,6 +10,11 @@ import pytest
 # Before torch is imported anywhere: the suite runs two processes on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+if not torch.cuda.is_available():  # before the kernels are imported: Triton's interpreter runs them on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from video_gn.config import ModelConfig
+from typing import TYPE_CHECKING
+
 from video_gn.models.resnet import BLOCKS, ResNet
 from video_gn.models.vgg import VGG
 from video_gn.norm import norm_factory
+
+if TYPE_CHECKING:  # networks need no pydantic
+    from video_gn.config import ModelConfig
 
 Network = ResNet | VGG
 

@@ -35,8 +35,14 @@ class Report:
     """Keys of the weights that the network does not have."""
 
     def __str__(self) -> str:
-        rows = (("inflated", self.inflated), ("copied", self.copied), ("new", self.new), ("dropped", self.dropped))
-        return "\n".join(f"{name:8} {len(keys):4}  {_named(keys, 4)}".rstrip() for name, keys in rows)
+        """A line a list: what was taken is counted, with examples; what was not is named whole."""
+        rows = (
+            ("inflated", self.inflated, 4),
+            ("copied", self.copied, 4),
+            ("new", self.new, len(self.new)),
+            ("dropped", self.dropped, len(self.dropped)),
+        )
+        return "\n".join(f"{name:8} {len(keys):4}  {_named(keys, most)}".rstrip() for name, keys, most in rows)
 
 
 def initialize(model: nn.Module, state: Mapping[str, Tensor], *, drop: Sequence[str] = ()) -> Report:

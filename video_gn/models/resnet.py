@@ -7,12 +7,15 @@ every kernel, stride and pool falls away. The parts are named as in the papers: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from video_gn.norm import NormFactory
+from video_gn.norm import NormFactory, normalize
 
 Size = tuple[int, int, int]
 
@@ -43,7 +46,7 @@ class Stem(nn.Module):
         return [self.norm]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(F.relu(self.norm(self.conv(x)), inplace=True))
+        return self.pool(normalize(self.norm, self.conv(x), relu=True))
 
 
 class Bottleneck(nn.Module):
@@ -79,11 +82,11 @@ class Bottleneck(nn.Module):
         return [self.norm_a, self.norm_b, self.norm_c, *shortcut]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm_a(self.conv_a(x)), inplace=True)
-        y = F.relu(self.norm_b(self.conv_b(y)), inplace=True)
-        y = self.norm_c(self.conv_c(y))
+        y = normalize(self.norm_a, self.conv_a(x), relu=True)
+        y = normalize(self.norm_b, self.conv_b(y), relu=True)
+        y = self.conv_c(y)
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu(y + shortcut, inplace=True)
+        return normalize(self.norm_c, y, residual=shortcut)
 
 
 class Head(nn.Module):
@@ -135,6 +138,8 @@ class ResNet(nn.Module):
         i3d = temporal == "i3d"
         widths = [width * 2**k for k in range(4)]  # of res2 to res5; a stage's output has 4 times as many channels
         self.pool_padding = STEMS[stem][3][1]
+        self.checkpoint_stages: Sequence[str] = ()
+        """Stages, such as res2, whose blocks run again in the backward pass instead of keeping their activations."""
         self.stem = Stem(width, stem, 5 if i3d else 1, norm, dims)
         self.res2 = _stage(2, blocks[0], width, widths[0], i3d, norm, dims)
         self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm, dims)
@@ -154,8 +159,16 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Output of res5: (N, 32 width, T / 8 (dense) or T / 2, H / 32, W / 32)."""
-        x = self.pool2(self.res2(self.stem(x)))
-        return self.res5(self.res4(self.res3(x)))
+        x = self.pool2(self._run("res2", self.stem(x)))
+        for stage in ("res3", "res4", "res5"):
+            x = self._run(stage, x)
+        return x
+
+    def _run(self, stage: str, x: Tensor) -> Tensor:
+        again = stage in self.checkpoint_stages
+        for block in self.get_submodule(stage).children():
+            x = _run_again_later(block, x) if again else block(x)
+        return x
 
     def feature_size(self, side: int) -> int:
         """Cells of the last map along a side of `side` pixels: the head's window for a net trained at that crop."""
@@ -189,6 +202,33 @@ class ResNet(nn.Module):
             gamma = getattr(block.last_norm, "weight", None)
             if gamma is not None:
                 nn.init.zeros_(gamma)
+
+
+def _run_again_later(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), of which x alone is kept for the backward pass (activation checkpointing). No block is random."""
+    if torch.compiler.is_compiling():  # the compiled pass that is run again has no side effects
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+
+    def contexts() -> tuple[nullcontext[None], _SameStatistics]:
+        return nullcontext(), _SameStatistics(block)
+
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+class _SameStatistics:
+    """While open, Batch Norm's running statistics and counts stay: the pass that is run again must not count twice."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory, dims: int) -> nn.Sequential:

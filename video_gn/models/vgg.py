@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
-from video_gn.norm import NormFactory
+from video_gn.norm import NormFactory, normalize
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """(channels in units of the width, convolutions) of each stage; a 2x2 max-pool ends it."""
@@ -47,7 +47,7 @@ class VGG(nn.Module):
         for _, count in STAGES:
             for _ in range(count):
                 conv, norm = next(layers)
-                x = F.relu(norm(conv(x)), inplace=True)
+                x = normalize(norm, conv(x), relu=True)
             x = F.max_pool2d(x, 2)
         if window is not None and x.shape[2:] != (window, window):
             raise UserError(

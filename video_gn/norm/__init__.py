@@ -2,8 +2,7 @@
 
 All take x of shape (N, C, *), where * is (H, W) for images and (T, H, W) for clips (section 4.3), with one class for
 both. All but `none` have a gamma and a beta a channel (equation 6) and eps 1e-5. Statistics are biased (equation 2),
-in float32 whatever the dtype of x, and the result has x's dtype; but CUDA autocast, by a rule of PyTorch's, makes the
-result of `gn`, `ln` and `in` float32.
+in float32 whatever the dtype of x, and the result has x's dtype.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from torch import nn
 from video_gn.errors import UserError
 from video_gn.norm.batch_norm import BatchNorm, FrozenBatchNorm, SyncBatchNorm
 from video_gn.norm.batch_renorm import BatchRenorm
+from video_gn.norm.group_norm import GroupNorm, normalize
+
+__all__ = ["NORMS", "GroupNorm", "NormFactory", "norm_factory", "normalize"]
 
 NormFactory = Callable[[int], nn.Module]
 """Makes the norm of a given number of channels. A user's own norm comes in as such a callable."""
@@ -60,15 +62,15 @@ def norm_factory(
     if name == "gn":
         return partial(_group_norm, groups=groups, channels_per_group=channels_per_group)
     if name == "ln":
-        return partial(nn.GroupNorm, 1)
+        return partial(GroupNorm, 1)
     if name == "in":
-        return lambda channels: nn.GroupNorm(channels, channels)
+        return lambda channels: GroupNorm(channels, channels)
     if name == "none":
         return lambda channels: nn.Identity()
     raise UserError(f"norm {name!r} is not known; choose one of {', '.join(NORMS)} or pass a callable")
 
 
-def _group_norm(channels: int, *, groups: int, channels_per_group: int | None) -> nn.GroupNorm:
+def _group_norm(channels: int, *, groups: int, channels_per_group: int | None) -> GroupNorm:
     """Group Norm of `groups` groups, or of groups of `channels_per_group` channels (equation 7)."""
     if channels_per_group is not None:
         if channels_per_group < 1 or channels % channels_per_group:
@@ -82,4 +84,4 @@ def _group_norm(channels: int, *, groups: int, channels_per_group: int | None) -
             f"{groups} groups do not divide a layer's {channels} channels; "
             "lower model.groups or set model.channels_per_group"
         )
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
