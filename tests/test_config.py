@@ -251,6 +251,8 @@ def test_the_same_key_in_two_sections_is_none_twice(write: Write) -> None:
         ("data.frames", "0"),
         ("data.frames", "8.5"),
         ("data.stride", "-1"),
+        ("data.clips_per_video", "0"),
+        ("data.clips_per_video", "1.5"),
         ("data.crop", "0"),
         ("data.short_side", "256"),
         ("data.short_side", "[256]"),
@@ -338,6 +340,12 @@ def test_the_ends_of_the_ranges_are_allowed(write: Write, place: str, value: str
         (["data.frames=1", "model.stem=sparse"], ["data.frames 1", "sparse", "at least 2"]),
         (["data.frames=1", "model.stem=slowfast"], ["data.frames 1", "slowfast", "at least 2"]),
         (["test.views=center", "test.short_side=223"], ["test.short_side 223", "data.crop 224"]),
+        (["data.clips_per_video=3"], ["data.clips_per_video 3", "train.clips_per_gpu 8", "change one"]),
+        (["data.clips_per_video=16"], ["data.clips_per_video 16", "train.clips_per_gpu 8", "change one"]),
+        (
+            ["data.kind=images", "data.frames=1", "data.clips_per_video=2"],
+            ["data:", "an image is one clip", "clips_per_video is 2", "set clips_per_video: 1"],
+        ),
     ],
 )
 def test_values_that_do_not_fit_each_other(write: Write, overrides: list[str], parts: list[str]) -> None:
@@ -353,6 +361,8 @@ def test_values_that_do_not_fit_each_other(write: Write, overrides: list[str], p
         ["data.frames=2", "model.stem=sparse"],
         ["data.frames=2", "model.stem=slowfast"],
         ["data.crop=64", "data.short_side=[64, 64]", "test.short_side=64"],
+        ["data.clips_per_video=8"],
+        ["data.clips_per_video=3", "train.clips_per_gpu=6"],
     ],
 )
 def test_values_that_just_fit(write: Write, overrides: list[str]) -> None:

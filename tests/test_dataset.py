@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from video_gn.data import dataset as module
 from video_gn.data.augment import View
@@ -22,6 +26,8 @@ av = pytest.importorskip("av")
 HEIGHT, WIDTH = 48, 64
 LENGTHS = {"long.mkv": 60, "middle.mkv": 37, "short.mkv": 5, "still.mkv": 1, "spare.mkv": 44}
 SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
+FAKE_SPEC = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), flip=0.5)
+RULE = settings(max_examples=50, deadline=None)
 
 
 def write_video(path: Path, length: int) -> None:
@@ -257,8 +263,26 @@ class FakeReader:
 
     def read(self, indices: list[int], box: tuple[int, int, int, int]) -> torch.Tensor:
         self.log.append(("read", indices, box))
-        frames = torch.tensor(indices, dtype=torch.uint8).reshape(-1, 1, 1, 1)
-        return frames.expand(-1, box[2], box[3], 3).contiguous()
+        top, left, height, width = box
+        numbers, rows, columns = np.ix_(indices, range(top, top + height), range(left, left + width))
+        pixels = np.broadcast_arrays(numbers, rows, columns)
+        return torch.from_numpy(np.stack(pixels, -1).astype(np.uint8))
+
+
+class FakeTrainClips(TrainClips):
+    """Of such videos, some of them broken; `log` is what was asked of them."""
+
+    def __init__(self, videos: int, clips_per_video: int = 1, broken: frozenset[int] = frozenset(), **options: Any):
+        listed = [Record(str(index), 10 + index) for index in range(videos)]
+        options = {"seed": 7, "max_unreadable": 10, **options}
+        super().__init__(listed, "", "pyav", FAKE_SPEC, clips_per_video=clips_per_video, **options)
+        self.broken = broken
+        self.log: list[tuple] = []
+
+    def _open(self, index: int) -> Any:
+        if index in self.broken:
+            raise VideoError(str(index), "broken")
+        return FakeReader(str(index), self.decoder, self.log)
 
 
 def test_a_video_is_decoded_once_for_all_its_test_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,3 +452,129 @@ def test_clips_and_data_sets_pickle(folder: Path, names: tuple[str, ...]) -> Non
     assert same(copy, item)
     assert [(e.path, e.reason) for e in copy.unreadable] == [(e.path, e.reason) for e in item.unreadable]
     assert same(pickle.loads(pickle.dumps(clips))[0, 0], item)
+
+
+def drawn(item: Clips) -> tuple:
+    """All that is random in a clip."""
+    return item.index, shown(item)[0][0], place(item), item.views[0].flip
+
+
+def test_one_clip_a_video_is_what_it_always_was() -> None:
+    """Values of version 1: a run that goes on, goes on with the clips that it began with."""
+    clips = FakeTrainClips(5)
+    assert [drawn(clips[key]) for key in [(0, 0), (0, 1), (0, 4), (3, 0), (3, 4)]] == [
+        (3, 20, (0, 10, 24, 24), False),
+        (1, 3, (2, 23, 23, 23), True),
+        (2, 26, (4, 11, 21, 21), False),
+        (2, 20, (2, 8, 25, 25), True),
+        (3, 9, (0, 30, 20, 20), True),
+    ]
+
+
+@given(videos=st.integers(1, 30), k=st.integers(1, 5), data=st.data())
+@RULE
+def test_k_epochs_meet_each_video_once_in_k_clips(videos: int, k: int, data: st.DataObject) -> None:
+    """Whatever the steps take of an epoch, M positions; all N videos where they take them all."""
+    k = min(k, videos)
+    taken = data.draw(st.integers(1, videos // k)) * k
+    clips = FakeTrainClips(videos, k)
+    for cycle in range(3):
+        epochs = range(cycle * k, cycle * k + k)
+        met = [[clips[epoch, position].index for position in range(taken)] for epoch in epochs]
+        assert Counter(itertools.chain(*met)) == dict.fromkeys(set(itertools.chain(*met)), k)
+        assert len(set(itertools.chain(*met))) == taken
+        for indices in met:  # k in a row are one video, from a multiple of k on
+            assert [len(set(indices[i : i + k])) for i in range(0, taken, k)] == [1] * (taken // k)
+
+
+def test_the_videos_left_out_change() -> None:
+    """Three videos in parts of one: a pair of epochs leaves out one, and each is left out some time."""
+    clips = FakeTrainClips(3, 2)
+    left_out = [{0, 1, 2} - {clips[2 * cycle + part, 0].index for part in (0, 1)} for cycle in range(60)]
+    assert Counter(itertools.chain(*left_out)).keys() == {0, 1, 2}
+    assert all(count > 10 for count in Counter(itertools.chain(*left_out)).values())
+
+
+@given(k=st.integers(1, 4), epoch=st.integers(0, 9), data=st.data())
+@RULE
+def test_clips_do_not_depend_on_those_fetched_with_them(k: int, epoch: int, data: st.DataObject) -> None:
+    broken = frozenset(data.draw(st.sets(st.integers(0, 7), max_size=5)))
+    clips = FakeTrainClips(8, k, broken)
+    positions = data.draw(st.permutations(range(8 // k * k)))[: data.draw(st.integers(1, 8))]
+    together = clips.__getitems__([(epoch, position) for position in positions])
+    alone = [clips[epoch, position] for position in positions]
+    assert all(same(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_clips_of_a_video_are_drawn_one_after_the_other() -> None:
+    """By the rules of a clip, from one generator of (seed, pair of epochs, video)."""
+    clips = FakeTrainClips(6, 3)
+    for epoch, position in [(0, 0), (1, 3), (5, 0)]:
+        items = clips.__getitems__([(epoch, position + j) for j in range(3)])
+        (index,) = {item.index for item in items}
+        rng = np.random.default_rng((4, 7, 0, epoch // 3, index))
+        for item in items:
+            start = rng.integers(0, 40 - 4 * 3, endpoint=True)
+            scale = rng.integers(24, 30, endpoint=True) / 30
+            top = rng.integers(0, round(30 * scale) - 20, endpoint=True)
+            left = rng.integers(0, round(50 * scale) - 20, endpoint=True)
+            side = round(20 / scale)
+            box = (min(round(top / scale), 30 - side), min(round(left / scale), 50 - side), side, side)
+            assert drawn(item) == (index, start, box, rng.random() < 0.5)
+            assert item.views == [View((0, 0, side, side), 20, 20, item.views[0].flip)]
+            assert item.label == 10 + index
+
+
+def test_two_clips_of_a_video_know_nothing_of_each_other() -> None:
+    """Two flips: each of the four pairs in a quarter of the draws; starts: seldom equal, of 29."""
+    clips = FakeTrainClips(2, 2)
+    pairs = [clips.__getitems__([(epoch, 0), (epoch, 1)]) for epoch in range(400)]
+    flips = Counter(tuple(item.views[0].flip for item in pair) for pair in pairs)
+    assert len(flips) == 4
+    assert all(70 < count < 130 for count in flips.values())
+    assert sum(shown(one)[0][0] == shown(other)[0][0] for one, other in pairs) < 40
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "auto"])
+def test_several_clips_of_real_videos(folder: Path, decoder: str) -> None:
+    """Each shows the frames and the cut that it should; colours are their own."""
+    spec = ClipSpec(4, 2, 32, (36, 48), 0.5, colour_jitter=0.4)
+    clips = train(folder, decoder=decoder, spec=spec, clips_per_video=4)
+    for epoch in range(4):
+        items = clips.__getitems__([(epoch, position) for position in range(4)])
+        assert {item.index for item in items} == {epoch_order(5, 0, 0)[epoch]}
+        for item in items:
+            check_random_clip(item, spec, LENGTHS[ALL[item.index].path])
+        assert len({item.colour for item in items}) == 4
+
+
+def test_a_video_is_decoded_once_for_its_training_clips() -> None:
+    clips = FakeTrainClips(4, 2)
+    items = clips.__getitems__([(0, position) for position in range(4)])
+    for pair, log in ((items[:2], clips.log[:3]), (items[2:], clips.log[3:])):
+        frames = {frame for item in pair for frame in shown(item)[0]}
+        (top, left, height, width), (top2, left2, height2, width2) = map(place, pair)
+        bottom, right = max(top + height, top2 + height2), max(left + width, left2 + width2)
+        box = (min(top, top2), min(left, left2), bottom - min(top, top2), right - min(left, left2))
+        assert log == [("open", str(pair[0].index), "pyav"), ("read", sorted(frames), box), ("close",)]
+
+
+@given(k=st.integers(1, 3), epoch=st.integers(0, 5), broken=st.sets(st.integers(0, 8)), limit=st.integers(0, 9))
+@RULE
+def test_all_clips_of_an_unreadable_video_go_to_the_next_of_the_order(
+    k: int, epoch: int, broken: set[int], limit: int
+) -> None:
+    clips = FakeTrainClips(9, k, frozenset(broken), max_unreadable=limit)
+    order = epoch_order(9, 7, epoch // k).tolist()
+    for run in range(9 // k):
+        items = clips.__getitems__([(epoch, run * k + j) for j in range(k)])
+        first = epoch % k * (9 // k) + run
+        tries = [order[(first + i) % 9] for i in range(limit + 1)]
+        passed = list(itertools.takewhile(lambda index: index in broken, tries))
+        readable = len(passed) <= limit
+        expected = tries[len(passed)] if readable else tries[0]
+        assert [(item.index, item.label, bool(item.views)) for item in items] == [
+            (expected, 10 + expected, readable)
+        ] * k
+        assert [error.path for error in items[0].unreadable] == [str(index) for index in passed]
+        assert all(item.unreadable == () for item in items[1:])  # each is told once

@@ -323,3 +323,36 @@ def test_the_ranks_together_see_the_clips_of_one(folder: Path) -> None:
     assert len(one) == 4
     assert all(torch.equal(a, b) for a, b in zip(one[0::2], first, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(one[1::2], second, strict=True))
+
+
+def test_several_clips_of_a_video_in_a_batch(folder: Path) -> None:
+    """Two a video: the same batches from 0 and 2 workers and by 2 ranks; a label for each clip; one decode for both."""
+    train = TrainClips(RECORDS[:7], str(folder), "pyav", SPEC, seed=0, max_unreadable=3, clips_per_video=2)
+
+    def batches(workers: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
+        steps = TrainBatches(1, 0, 4, clips_per_gpu=2, global_batch=4, rank=rank, ranks=ranks)
+        return list(DeviceBatches(train_loader(train, steps, workers, CPU), CPU, MEAN, STD))
+
+    alone = batches(0)
+    assert len(alone) == 8
+    for batch in alone:
+        assert len(batch.clips) == len(batch.items) == 2
+        assert batch.labels.tolist() == [item.index for item in batch.items]
+        assert batch.items[0].index == batch.items[1].index
+        assert not torch.equal(batch.clips[0], batch.clips[1])
+        expected = torch.cat([reference(item) for item in batch.items])
+        torch.testing.assert_close(batch.clips, expected, rtol=0, atol=2e-5)
+    assert len({batch.items[0].index for batch in alone[:4]}) == 4  # two epochs of 4 clips
+    others = (batches(2), [b for pair in zip(batches(0, 0, 2), batches(0, 1, 2), strict=True) for b in pair])
+    for other in others:
+        for one, two in zip(alone, other, strict=True):
+            assert torch.equal(one.clips, two.clips)
+            assert torch.equal(one.labels, two.labels)
+
+
+def test_a_training_loader_keeps_its_workers() -> None:
+    """One loader, one set of processes, for all epochs."""
+    steps = TrainBatches(1, 0, 6, clips_per_gpu=2, global_batch=4)
+    batches = list(train_loader(Processes(4), steps, 2, CPU))  # type: ignore[arg-type]
+    assert len(batches) == 12
+    assert len({pid for batch in batches for pid in batch} - {os.getpid()}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -71,20 +72,29 @@ class _Videos(Dataset[Clips]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _random_clip(self, index: int, rng: np.random.Generator) -> Clips:
-        """One clip with training augmentation."""
-        spec = self.spec
+    def _random_clips(self, index: int, rng: np.random.Generator, numbers: Sequence[int] = (0,)) -> list[Clips]:
+        """Of the clips that `rng` draws in turn, those of these numbers: training augmentation, one decode."""
         with self._open(index) as video:
-            start = random_start(video.num_frames, spec.frames, spec.stride, rng)
-            if spec.area is None:
-                view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
-            else:
-                view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
-            colour = random_colour(spec.colour_jitter, spec.lighting, rng)
-            indices = clip_indices(start, spec.frames, spec.stride, video.num_frames)
-            unique, positions = np.unique(indices, return_inverse=True)
-            frames, views = _read(video, unique.tolist(), [view])
-        return Clips(index, self.records[index].label, frames, positions.reshape(1, -1), views, colour=colour)
+            drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
+            chosen = [drawn[number] for number in numbers]
+            wanted = np.unique([indices for indices, _, _ in chosen])
+            frames, views = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
+        label = self.records[index].label
+        return [
+            Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
+            for (indices, _, colour), view in zip(chosen, views, strict=True)
+        ]
+
+    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, Colour | None]:
+        """Frames, view and change of colour of a random clip."""
+        spec = self.spec
+        start = random_start(video.num_frames, spec.frames, spec.stride, rng)
+        if spec.area is None:
+            view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
+        else:
+            view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
+        colour = random_colour(spec.colour_jitter, spec.lighting, rng)
+        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
 
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
@@ -93,32 +103,57 @@ class _Videos(Dataset[Clips]):
 
 
 class TrainClips(_Videos):
-    """One random clip of the video at a position of an epoch's order; keys are (epoch, position).
+    """Random clips; a key is (epoch, position). Clips of one video that are fetched together are one decode.
 
-    Start, scale, crop and flip are a function of (seed, epoch, video index) alone, so another number of ranks or
-    workers sees the same clips. An unreadable video's slot goes to the next video in the epoch's order; after more than
-    `max_unreadable` in a row the result is empty.
+    With k = `clips_per_video`, the positions j k ... j k + k - 1 of an epoch are k clips of one video, and k epochs go
+    through one order of the N videos, of which epoch e takes part e mod k of k equal parts. So k epochs of M <= N
+    positions (k divides M) meet M videos, each once and in k clips; the next k epochs leave out another N - M.
+
+    Start, scale, crop, flip and colour are drawn for each clip anew, as a function of (seed, e // k, video index, clip
+    number) alone, so another number of ranks or workers sees the same clips. An unreadable video's slot, with all its
+    clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
     """
 
     def __init__(
-        self, records: Sequence[Record], root: str, decoder: str, spec: ClipSpec, *, seed: int, max_unreadable: int
+        self,
+        records: Sequence[Record],
+        root: str,
+        decoder: str,
+        spec: ClipSpec,
+        *,
+        seed: int,
+        max_unreadable: int,
+        clips_per_video: int = 1,
     ) -> None:
         super().__init__(records, root, decoder, spec)
         self.seed = seed
         self.max_unreadable = max_unreadable
+        self.clips_per_video = clips_per_video
 
     def __getitem__(self, key: tuple[int, int]) -> Clips:
-        epoch, position = key
-        order = epoch_order(len(self.records), self.seed, epoch)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Clips]:
+        """The clips of a forward pass: the DataLoader calls this, which sees the clips of one video side by side."""
+        k = self.clips_per_video
+        runs = itertools.groupby(keys, lambda key: (key[0], key[1] // k))
+        return [clip for run, group in runs for clip in self._run(*run, [position % k for _, position in group])]
+
+    def _run(self, epoch: int, run: int, numbers: Sequence[int]) -> list[Clips]:
+        """The clips of these numbers of the epoch's video number `run`, or of the next one that can be read."""
+        cycle, part = divmod(epoch, self.clips_per_video)
+        order = epoch_order(len(self), self.seed, cycle)
+        slot = part * (len(order) // self.clips_per_video) + run
         errors: list[VideoError] = []
         while len(errors) <= self.max_unreadable:
-            index = int(order[(position + len(errors)) % len(order)])
+            index = int(order[(slot + len(errors)) % len(order)])
             try:
-                clips = self._random_clip(index, keyed_rng(self.seed, TRAIN, epoch, index))
-                return replace(clips, unreadable=tuple(errors))
+                first, *others = self._random_clips(index, keyed_rng(self.seed, TRAIN, cycle, index), numbers)
+                return [replace(first, unreadable=tuple(errors)), *others]
             except VideoError as error:
                 errors.append(error)
-        return self._nothing(int(order[position]), errors)
+        index = int(order[slot])
+        return [self._nothing(index, errors), *(self._nothing(index, ()) for _ in numbers[1:])]
 
 
 class ValClips(_Videos):
@@ -130,7 +165,7 @@ class ValClips(_Videos):
 
     def __getitem__(self, index: int) -> Clips:
         try:
-            return self._random_clip(index, keyed_rng(self.seed, VAL, index))
+            return self._random_clips(index, keyed_rng(self.seed, VAL, index))[0]
         except VideoError as error:
             return self._nothing(index, [error])
 
@@ -177,6 +212,17 @@ def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Te
         views = video.shrink(views)
     box, views = cut(views)
     return video.read(indices, box), views
+
+
+def _part(
+    frames: np.ndarray, numbers: np.ndarray, wanted: list[int], view: View
+) -> tuple[Tensor, np.ndarray, list[View]]:
+    """Of decoded frames and their sorted numbers what one clip wants: the first fields of `Clips` from `frames` on."""
+    unique, positions = np.unique(wanted, return_inverse=True)
+    (top, left, height, width), views = cut([view])
+    rows = np.searchsorted(numbers, unique)
+    part = torch.from_numpy(frames[rows, top : top + height, left : left + width])
+    return part, positions.reshape(1, -1), views
 
 
 @functools.lru_cache(maxsize=2)

@@ -34,9 +34,15 @@ def _read_records(config: Config, name: str) -> list[Record]:
 def train_dataset(config: Config, records: list[Record]) -> TrainClips:
     """Random clips or images with training augmentation."""
     data = config.data
-    spec = clip_spec(config)
-    limit = data.max_unreadable
-    return TrainClips(records, data.root, _decoder(config), spec, seed=config.seed, max_unreadable=limit)
+    return TrainClips(
+        records,
+        data.root,
+        _decoder(config),
+        clip_spec(config),
+        seed=config.seed,
+        max_unreadable=data.max_unreadable,
+        clips_per_video=data.clips_per_video,
+    )
 
 
 def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
