@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from video_gn.config import Config, load_config, parse_config
+from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.lists import read_list
 from video_gn.data.motion import write_dataset
@@ -185,6 +187,77 @@ def test_gn_does_not_depend_on_how_a_global_batch_is_cut(trained, tmp_path, vide
     other = run(tiny(tmp_path / "other", videos, "model.dropout=0", "train.epochs=1", passes))
     for name, a in weights(one).items():
         torch.testing.assert_close(a, weights(other)[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_checkpointing_activations_changes_nothing(tmp_path, videos, norm):
+    """Not a bit, and Batch Norm's running statistics and counts do not see the pass that is run again."""
+    change = [f"model.norm={norm}", "train.epochs=1", "train.precise_bn_batches=0"]
+    kept = run(tiny(tmp_path, videos, *change))
+    (tmp_path / "other").mkdir()
+    again = run(tiny(tmp_path / "other", videos, *change, "train.checkpoint_stages=[res2, res4]"))
+    states = [ckpt.load(folder / "checkpoints" / "last.pt")["model"] for folder in (kept, again)]
+    assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())
+
+
+def test_checkpointed_stages_keep_less(tmp_path, videos):
+    """What autograd keeps of a stage: its blocks' inputs alone."""
+    model = build_model(tiny(tmp_path, videos).model)
+
+    def kept() -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(torch.randn(1, 3, 8, 32, 32))
+        return sum(sizes.values())
+
+    everything = kept()
+    model.checkpoint_stages = ["res2", "res3", "res4", "res5"]
+    assert kept() < 0.7 * everything
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_compiled_passes_train_the_same(tmp_path, videos, norm, monkeypatch):
+    change = [f"model.norm={norm}", "train.epochs=1", "model.dropout=0", "train.precise_bn_batches=0"]
+    plain = run(tiny(tmp_path, videos, *change))
+    compiled: list[object] = []
+    compile_net = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or compile_net(net, backend="aot_eager"))
+    (tmp_path / "other").mkdir()
+    other = run(tiny(tmp_path / "other", videos, *change, "train.compile=true", "train.checkpoint_stages=[res3]"))
+    assert len(compiled) == 1
+    for name, a in ckpt.load(plain / "checkpoints" / "last.pt")["model"].items():
+        b = ckpt.load(other / "checkpoints" / "last.pt")["model"][name]
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_profile_is_written(tmp_path, videos, capsys):
+    folder = run(tiny(tmp_path, videos, "profile=true", "train.eval_every=2"))
+    (path,) = folder.glob("profile/*.pt.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = [event["name"] for event in events if event.get("ph") == "X"]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 3
+    assert names.count("Optimizer.step#SGD.step") == 3
+    assert "convolution" in (folder / "profile" / "operators.txt").read_text()
+    assert "perfetto" in capsys.readouterr().err
+
+
+def test_two_clips_of_each_video(trained, tmp_path, videos, monkeypatch):
+    """The steps, rates and clips of an epoch stay; half as many training videos are opened."""
+    opened = []
+    open_video = dataset.open_video
+    monkeypatch.setattr(dataset, "open_video", lambda path, decoder: opened.append(path) or open_video(path, decoder))
+    folder = run(tiny(tmp_path, videos, "data.clips_per_video=2"))
+    training = [path for path in opened if "train" in Path(path).parts]
+    assert len(training) == len(set(training)) == 20  # 2 epochs of 20 clips
+    assert len(opened) == 20 + 2 * 11
+    steps, epochs = ([(r["step"], r["epoch"]) for r in records(f) if r["kind"] == "train"] for f in (trained, folder))
+    assert steps == epochs
+    assert not torch.equal(weights(trained)["head.fc.weight"], weights(folder)["head.fc.weight"])
 
 
 def launch(ranks: int, *arguments: str) -> list[subprocess.Popen]:

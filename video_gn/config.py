@@ -91,6 +91,8 @@ class DataConfig(Section):
     frames: Positive = 32
     stride: Annotated[int, Field(ge=0)] = 2
     """Frames from one clip frame to the next, at native rate. 0 repeats one frame: the single-frame control."""
+    clips_per_video: Positive = 1
+    """Training clips from one decode of a video; must divide train.clips_per_gpu (docs/kinetics.md says when)."""
     crop: Annotated[int, Field(ge=32)] = 224
     """Side of the training crop, pixels."""
     short_side: tuple[Positive, Positive] = (256, 320)
@@ -121,6 +123,8 @@ class DataConfig(Section):
             raise ValueError(f"area {list(self.area)} must be [smallest, largest], above 0")
         if self.kind == "images" and self.frames != 1:
             raise ValueError(f"an image is one frame, frames is {self.frames}; set frames: 1")
+        if self.kind == "images" and self.clips_per_video != 1:
+            raise ValueError(f"an image is one clip, clips_per_video is {self.clips_per_video}; set clips_per_video: 1")
         if self.crop > low and self.area is None:
             raise ValueError(f"crop {self.crop} is larger than the smallest short side {low}; change one")
         return self
@@ -168,6 +172,10 @@ class TrainConfig(Section):
     """`auto`: bf16 autocast on a GPU that has it, else fp32."""
     channels_last: bool = True
     """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
+    compile: bool = False
+    """torch.compile the training passes; the first takes minutes."""
+    checkpoint_stages: tuple[Literal["res2", "res3", "res4", "res5"], ...] = ()
+    """Stages of the ResNet whose blocks run again in the backward pass and keep no activations: less memory, more time."""
     eval_every: Positive = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: Positive = 20
@@ -208,6 +216,8 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the run folder's last whole checkpoint."""
+    profile: bool = False
+    """Write a trace of a few early steps into the run folder's profile/, for Perfetto or TensorBoard."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -225,8 +235,18 @@ class Config(Section):
         need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
         if self.model.arch == "vgg16" and self.data.kind != "images":
             raise ValueError("model.arch vgg16 is for images; set data.kind: images or another arch")
+        if self.train.checkpoint_stages and (self.model.arch == "vgg16" or self.model.norm == "brn"):
+            what = (
+                "arch vgg16 has no such stages" if self.model.arch == "vgg16" else "norm brn depends on earlier passes"
+            )
+            raise ValueError(f"train.checkpoint_stages: {what}, so nothing can be run again; leave it empty")
         if self.data.frames < need and self.data.kind == "videos":
             raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
+        if self.train.clips_per_gpu % self.data.clips_per_video:
+            raise ValueError(
+                f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "
+                f"{self.train.clips_per_gpu}, the clips of one forward pass; change one of them"
+            )
         if self.data.kind == "images" and (self.test.views, self.test.clips) != ("center", 1):
             raise ValueError(
                 f"images are tested by test.views center and test.clips 1, not {self.test.views} and {self.test.clips}"

@@ -59,6 +59,11 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def exists(folder: Path) -> bool:
+    """Whether a run's folder of checkpoints holds one to go on from, whole or not."""
+    return any((folder / name).exists() for name in (LAST, PREVIOUS))
+
+
 def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint of a run to go on from; None where there is none at all.
 

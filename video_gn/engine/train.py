@@ -7,13 +7,13 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
+from video_gn.engine.profile import trace
 from video_gn.engine.runfolder import open_run
 from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable
@@ -38,6 +39,7 @@ from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 from video_gn.models.inflate import initialize
+from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
 
 
@@ -77,6 +79,8 @@ class Trainer:
         self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if config.train.percentiles_of is not None:
             find_layer(self.model, config.train.percentiles_of)
+        if isinstance(self.model, ResNet):
+            self.model.checkpoint_stages = config.train.checkpoint_stages
         self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
         self.autocast = autocast(config.train.precision, world.device)
 
@@ -89,6 +93,9 @@ class Trainer:
         # Running statistics are averaged over ranks before they are used, so DDP need not send them at each pass.
         self.parallel: nn.Module = (
             DistributedDataParallel(self.model, broadcast_buffers=False) if world.size > 1 else self.model
+        )
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(self.parallel) if config.train.compile else self.parallel
         )
 
     @property
@@ -104,12 +111,14 @@ class Trainer:
         passes = iter(batches)
         interval = Interval(self.world.device)
         epoch_meter = Meter(self.world.device)
-        with self._progress_bar() as bar:
+        traced = config.profile and self.world.is_main
+        with self._progress_bar() as bar, trace(self.folder / "profile", self.world.device, traced) as step_traced:
             while self.step_done < self.last_step:
                 epoch = self.step_done / plan.steps_per_epoch
                 self.step(passes, epoch, interval.meter)
                 self.step_done += 1
                 bar.update()
+                step_traced()
                 end_of_epoch = self.step_done % plan.steps_per_epoch == 0
                 if end_of_epoch or self.step_done % config.train.log_every == 0:
                     self.unreadable.share()
@@ -138,7 +147,7 @@ class Trainer:
             last = index == self.plan.passes - 1
             with contextlib.nullcontext() if last else self._no_sync():
                 with self.autocast():
-                    logits = self.parallel(batch.clips.contiguous(memory_format=self.memory_format))
+                    logits = self.forward(batch.clips.contiguous(memory_format=self.memory_format))
                 loss = F.cross_entropy(logits.float(), batch.labels)
                 (loss / self.plan.passes).backward()
             meter.add(logits, batch.labels, loss)
@@ -300,11 +309,11 @@ class Trainer:
             ckpt.save(folder / ckpt.BEST, state)
 
     def _resume(self) -> None:
-        """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks."""
+        """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks; else `model.init_from`."""
+        if not self.world.first(lambda: ckpt.exists(self.folder / "checkpoints")):
+            self._initialize()  # first, so that weights which do not fit leave no folder behind
         state = self.world.first(lambda: open_run(self.config, self.lists, asdict(self.plan)))
-        if state is None:
-            self._initialize()
-        else:
+        if state is not None:
             ckpt.load_model(self.model, state, str(self.folder))
             self.optimizer.load_state_dict(state["optimizer"])
             self.step_done, self.best_error = state["step"], state["best_error"]
