@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.datasets import ImageFolder
+from torchvision.models import vgg
 from torchvision.transforms.v2 import functional as tv
 
-from tests.test_train import run
+from tests.test_inflate import speak
+from tests.test_train import ROOT, run
 from video_gn.config import load_config
 from video_gn.data import augment, dataset
 from video_gn.data.dataset import ClipSpec, TrainClips
@@ -20,9 +25,15 @@ from video_gn.data.decode import VideoError
 from video_gn.data.images import ImageReader, read_image_folder
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine.datasets import val_dataset
+from video_gn.engine.metrics import Averages
 from video_gn.engine.test import test_checkpoint as score_checkpoint
+from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
 from video_gn.models import build_model
+from video_gn.models.inflate import initialize
+from video_gn.models.vgg import VGG
+from video_gn.plots import plot_percentiles
+from video_gn.study import load_study, plan_runs
 
 
 def smooth(height: int, width: int, seed: int) -> np.ndarray:
@@ -184,6 +195,78 @@ def test_the_same_tools_train_and_score_images(tree, tmp_path, change):
         assert result.top1 >= 66  # chance is 33
 
 
+def test_the_reported_figure_is_the_median_of_the_last_5_epochs(tree, tmp_path, monkeypatch, capsys):
+    errors = [0.0, 70.0, 20.0, 60.0, 5.0, 10.0]
+    given = iter(errors)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: (Averages(1.0, next(given), 0.0, 9), 0))
+    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    folder = run(load_config(tmp_path / "tiny.yaml", ["train.epochs=6"]))
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [r["val/top1_error"] for r in log if r["kind"] == "epoch"] == errors
+    assert [r["summary/val_top1_error_median"] for r in log if r["kind"] == "summary"] == [20]
+    assert "median of the last 5 evaluations: 20.00 %" in capsys.readouterr().err
+
+
+CONFIGS = sorted(p for p in (ROOT / "configs" / "imagenet").glob("*.yaml") if p.name != "base.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_section_4_1_and_fb_resnet_torch_to_the_letter(path):
+    """Batches, rates and epochs are in test_configs.py."""
+    config = load_config(path)
+    data, optim, test = config.data, config.optim, config.test
+    assert (data.area, data.crop, data.flip) == ((0.08, 1.0), 224, 0.5)
+    assert (data.colour_jitter, data.lighting) == (0.4, 0.1)
+    assert (optim.momentum, optim.nesterov, optim.schedule, optim.warmup_epochs) == (0.9, True, "steps", 0)
+    assert optim.weight_decay == optim.norm_weight_decay == 1e-4
+    assert (test.views, test.short_side, test.clips, config.train.eval_every) == ("center", 256, 1, 1)
+    assert config.train.precise_bn_batches == 0  # the running averages, as PyTorch has them
+    vgg = config.model.arch == "vgg16"
+    assert config.model.dropout == (0.5 if vgg else 0)
+    assert config.train.percentiles_of == ("conv.12" if vgg else None)  # Figure 6, conv5_3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["none", "bn", "gn"])
+def test_vgg16_is_torchvisions_with_a_norm_after_each_convolution(norm):
+    """The same numbers in torchvision's layers, in the order of its VGG-16; its own class is 64 channels wide."""
+    torch.manual_seed(0)
+    make = {"none": nn.Identity, "bn": nn.BatchNorm2d, "gn": lambda channels: nn.GroupNorm(4, channels)}[norm]
+    ours = speak(VGG(7, make, width=8)).eval()
+    assert len(ours.conv) == 13 and all((c.bias is None) == (norm != "none") for c in ours.conv)
+    pools = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+    features = vgg.make_layers(pools, batch_norm=norm != "none")
+    for index, layer in enumerate(features):
+        if isinstance(layer, nn.BatchNorm2d) and norm == "gn":
+            features[index] = nn.GroupNorm(4, layer.num_features)
+    theirs = vgg.VGG(features, num_classes=7, init_weights=False).eval()
+    theirs.classifier = nn.Sequential(ours.fc[0], nn.ReLU(), ours.fc[1], nn.ReLU(), ours.head)
+    convs = [layer for layer in theirs.features if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in theirs.features if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm))]
+    for conv, layer in zip(convs, ours.conv, strict=True):
+        conv.load_state_dict({"bias": torch.zeros(conv.out_channels)} | layer.state_dict())
+    for theirs_norm, layer in zip(norms, ours.norm if norms else [], strict=True):
+        theirs_norm.load_state_dict(layer.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    expected = theirs(images)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3 * expected.abs().max()
+    torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_group_norm_net_from_a_batch_norm_nets_weights_says_what_it_leaves(tree, tmp_path, capsys):
+    """What fits nowhere ends the run at its start unless model.init_drop names it; then it is listed."""
+    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "bn", root=tree))
+    last = run(load_config(tmp_path / "tiny.yaml", ["model.norm=bn", "train.epochs=1"])) / "checkpoints" / "last.pt"
+    options = ["train.epochs=1", f"model.init_from={last}"]
+    with pytest.raises(UserError, match="fit nowhere: 34 .stem.norm.running_mean"):  # of 1 + 4 x 4 norms, 2 each
+        run(load_config(tmp_path / "tiny.yaml", [*options, f"output_dir={tmp_path / 'refused'}"]))
+    capsys.readouterr()
+    drop = 'model.init_drop=["*.running_*"]'
+    run(load_config(tmp_path / "tiny.yaml", [*options, drop, f"output_dir={tmp_path / 'gn'}"]))
+    told = {line.split()[0]: line.split()[1] for line in capsys.readouterr().err.splitlines() if line}
+    assert (told["inflated"], told["copied"], told["new"], told["dropped"]) == ("0", "53", "0", "51")
+
+
 def test_config_rules_of_images(tmp_path, tree):
     (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
     for change, words in (
@@ -197,6 +280,8 @@ def test_config_rules_of_images(tmp_path, tree):
 
 def test_percentiles_of_a_layer_are_logged(tree, tmp_path):
     """Of VGG-16's last convolution; checked against NumPy on the same images through the checkpoint's own net."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
     options = ["model.arch=vgg16", "train.epochs=1", "train.percentiles_of=conv.12", "train.clips_per_gpu=4"]
     config = load_config(tmp_path / "tiny.yaml", options)
@@ -214,5 +299,55 @@ def test_percentiles_of_a_layer_are_logged(tree, tmp_path):
     expected = np.percentile(outputs[0].numpy(), [1, 20, 80, 99])
     got = [last[f"percentiles/conv.12/p{p}"] for p in ("01", "20", "80", "99")]
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    events = EventAccumulator(str(folder)).Reload()
+    shown = [events.Scalars(f"percentiles/conv.12/p{p}")[0].value for p in ("01", "20", "80", "99")]
+    np.testing.assert_allclose(shown, got, rtol=1e-6)
+    assert plot_percentiles(folder, tmp_path / "figure6.png").stat().st_size > 0
     with pytest.raises(UserError, match="no such layer"):
         run(load_config(tmp_path / "tiny.yaml", [*options, f"output_dir={tmp_path / 'b'}", "train.percentiles_of=con"]))
+
+
+# --- docs/pretraining.md: from ImageNet to a cell of Table 8 ---
+
+
+def commands_of(document: str) -> list[list[str]]:
+    """[tool, argument, ...] of each command in a document's code blocks, lines joined."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = [block for _, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    lines = (line for block in blocks for line in block.splitlines() if "tools/" in line)
+    return [shlex.split(line[line.index("tools/") :]) for line in lines]
+
+
+def test_the_commands_from_imagenet_to_table_8_fit_together():
+    runs, tools = [], []
+    for name, *arguments in commands_of("pretraining.md"):
+        tools.append(name)
+        if name == "tools/train.py":
+            config = load_config(ROOT / arguments[0], arguments[1:])
+            source = config.model.init_from
+            assert source is None or source in [f"{done}/checkpoints/last.pt" for done in runs]
+            runs += [config.output_dir, "runs/demo"]  # the demo's, by make demo
+        elif name == "tools/study.py":
+            for planned in plan_runs(load_study(ROOT / arguments[0]), ROOT / arguments[0], arguments[1:], "out"):
+                assert planned.config.model.init_from.replace("_bn_", "_gn_").startswith(runs[0])
+        else:
+            assert arguments[0].removesuffix("/checkpoints/last.pt") in runs
+    assert set(tools) == {f"tools/{name}.py" for name in ("train", "test", "study", "plot_curves")}
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_the_images_net_fits_into_the_clips_net(norm):
+    """At full size, with the overrides of docs/pretraining.md: all is inflated or copied but the head."""
+    of_images = load_config(ROOT / f"configs/imagenet/resnet50_{norm}.yaml", ["model.stem=dense"])
+    of_clips = load_config(ROOT / f"configs/kinetics400/i3d_r50_{norm}_32x2_8clips.yaml")
+    with torch.device("meta"):
+        report = initialize(build_model(of_clips.model, 3), build_model(of_images.model, 2).state_dict())
+    assert (report.new, report.dropped, len(report.inflated)) == (["head.fc.weight", "head.fc.bias"], [], 53)
+
+
+def test_the_demos_net_fits_into_that_of_own_videos():
+    configs = ROOT / "configs"
+    source = build_model(load_config(configs / "demo" / "demo.yaml").model)
+    target = build_model(load_config(configs / "custom" / "small_gn.yaml", ["model.num_classes=6"]).model)
+    report = initialize(target, source.state_dict())
+    assert (report.new, report.dropped) == (["head.fc.weight", "head.fc.bias"], [])

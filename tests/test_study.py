@@ -404,7 +404,7 @@ def test_each_study_is_whole(path):
 @pytest.mark.parametrize(
     ("name", "published"),
     [
-        # The paper's Tables 1, 2 and 8 and its Figure 6, row by row.
+        # The paper's Tables 1, 2, 3 and 8, its Figure 6 and ResNet-101, row by row.
         ("imagenet_table1", [23.6, 25.3, 28.4, 24.1]),
         ("imagenet_table2", [23.6, 23.7, 24.8, 27.3, 34.7, 24.1, 24.2, 24.0, 24.2, 24.1, 26.3]),
         (
@@ -412,6 +412,7 @@ def test_each_study_is_whole(path):
             [24.6, 24.1, 24.6, 24.4, 24.6, 24.7, 25.3, 24.4, 24.5, 24.2, 24.3, 24.8, 25.6, 28.4],
         ),
         ("imagenet_vgg16", [29.2, 28.0, 27.6]),
+        ("imagenet_resnet101", [22.0, 31.9, 22.4, 23.0]),
         ("kinetics_table8", [73.3, 72.1, 73.3, 73.0, 72.8, 74.5]),
         ("motion_batch_size", [None] * 4),
     ],
@@ -428,3 +429,39 @@ def test_the_motion_study_changes_the_norms_batch_alone():
     assert {(c.train.global_batch, c.optim.lr, c.train.epochs, c.model.num_classes) for c in configs} == {
         (8, 0.03, 12, 4)
     }
+
+
+def test_table_8_is_two_rows_of_three_columns_from_the_norms_own_images(tmp_path):
+    path = ROOT / "configs" / "studies" / "kinetics_table8.yaml"
+    study = load_study(path)
+    runs = plan_runs(study, path, [], "out")
+    for run in runs:
+        model = run.config.model
+        assert model.init_from == f"runs/resnet50_{model.norm}_dense/checkpoints/last.pt"
+    text, _ = studies.write_report(study, runs, tmp_path)
+    _, _, head, _, bn, gn, *_ = text.splitlines()
+    assert [cell.split(",")[0].strip() for cell in head.split("|")[2:-1]] == ["frames 32", "frames 32", "frames 64"]
+    assert [cell.strip() for cell in bn.split("|")[2:-1]] == ["- [73.3]", "- [72.1]", "- [73.3]"]
+    assert [cell.strip() for cell in gn.split("|")[2:-1]] == ["- [73.0]", "- [72.8]", "- [74.5]"]
+
+
+def test_figure_6s_percentiles_are_logged_by_its_study():
+    path = ROOT / "configs" / "studies" / "imagenet_vgg16.yaml"
+    runs = plan_runs(load_study(path), path, [], "out")
+    assert [(run.config.model.norm, run.config.train.percentiles_of) for run in runs] == [
+        (norm, "conv.12") for norm in ("none", "bn", "gn")
+    ]
+
+
+def test_a_cell_of_the_motion_study_for_one_epoch(tmp_path, capsys):
+    """The embedded study itself, on fewer videos: 16 of its four classes."""
+    path = ROOT / "configs" / "studies" / "motion_batch_size.yaml"
+    study = load_study(path)
+    assert study.motion is not None
+    study = study.model_copy(update={"motion": study.motion.model_copy(update={"train_videos": 40, "val_videos": 10})})
+    overrides = [f"data.root={tmp_path / 'data'}", "train.epochs=1", "data.workers=0", "device=cpu"]
+    runs = plan_runs(study, path, overrides, tmp_path / "out")
+    run_study(study, runs[:1], tmp_path / "out")
+    (epoch,) = (json.loads(line) for line in (runs[0].folder / "log.jsonl").read_text().splitlines() if "val/" in line)
+    assert (epoch["epoch"], epoch["val/videos_scored"]) == (1, 4)
+    assert f"{epoch['val/top1_error']:.1f} (n=1)" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from tests.test_train import tool
 from video_gn.errors import UserError
 from video_gn.models import weights as weights_module
 from video_gn.models.inflate import initialize
-from video_gn.models.resnet import ResNet
+from video_gn.models.resnet import BLOCKS, ResNet
 from video_gn.models.weights import TORCHVISION, convert, read_weights, rename
 
 DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS, of 255
@@ -34,7 +34,7 @@ DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS,
 
 def thin(norm: str, dims: int, **changes: object) -> ResNet:
     """The real number of layers, few channels."""
-    return speak(ResNet(7, NORMS[norm][dims], dims=dims, width=8, **changes))
+    return speak(ResNet(7, NORMS[norm], dims=dims, width=8, **changes))
 
 
 def our_keys(norm: str, dims: int) -> dict[str, Tensor]:
@@ -132,6 +132,15 @@ def test_logits_equal_those_of_torchvision_and_timm(norm, request):
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         assert largest_difference(ours(x), theirs(x)) <= 1e-4
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnet101"])
+def test_every_weight_of_torchvisions_resnets_has_its_place(arch):
+    with torch.device("meta"):
+        theirs = getattr(pytest.importorskip("torchvision.models"), arch)().state_dict()
+        ours = ResNet(1000, nn.BatchNorm2d, blocks=BLOCKS[arch], stem="slowfast", dims=2).state_dict()
+    renamed = rename(theirs, TORCHVISION)
+    assert {key: tensor.shape for key, tensor in renamed.items()} == {key: t.shape for key, t in ours.items()}
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
         epochs = read_epochs(Path(run))
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=Path(run).name)
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=label(Path(run)))
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         axis.set(xlabel="epochs", ylabel=title, ylim=(0, None), xlim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -54,7 +54,7 @@ def plot_percentiles(run: str | Path, out: str | Path) -> Path:
     for name in sorted(key for key in epochs[0] if key.startswith("percentiles/")):
         percent = int(name.rsplit("/p", 1)[1])
         axis.plot([r["epoch"] for r in epochs], [r[name] for r in epochs], label=f"{percent} %")
-    axis.set(xlabel="epochs", ylabel=f"output of {name.split('/')[1]}", title=Path(run).name)
+    axis.set(xlabel="epochs", ylabel=f"output of {name.split('/')[1]}", title=label(Path(run)))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(title="percentile")
@@ -62,6 +62,11 @@ def plot_percentiles(run: str | Path, out: str | Path) -> Path:
     figure.savefig(out, dpi=150)
     plt.close(figure)
     return Path(out)
+
+
+def label(run: Path) -> str:
+    """A run's name in a figure: its folder's, after the cell's for a seed of a study."""
+    return f"{run.parent.name}/{run.name}" if run.name.startswith("seed") else run.name
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
