@@ -1,0 +1,59 @@
+"""`loader`: training clips a second, and the CPU time of a clip, from files to float clips on the device."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from video_gn.benchmark import others
+from video_gn.benchmark.common import Call, Table, measure
+from video_gn.benchmark.videos import find_videos
+from video_gn.data.dataset import ClipSpec, TrainClips
+from video_gn.data.lists import Record
+from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
+
+MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+
+
+def run(*, videos: Path | None, pyslowfast: Path | None, repeats: int, quick: bool, workers: int) -> list[Table]:
+    """Time one pass over the videos, workers' start included; CPU time is that of all processes."""
+    torch.set_num_threads(1)
+    if workers:  # forked, their CPU time is counted as that of this process's children
+        multiprocessing.set_start_method("fork", force=True)
+    spec = ClipSpec(8, 2, 64, (72, 80), 0.5) if quick else ClipSpec(32, 2, 224, (256, 320), 0.5)
+    batch, clips = (2, 4) if quick else (8, 32)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    files = list(itertools.islice(itertools.cycle(find_videos(videos, quick)), clips))
+
+    def ours() -> int:
+        dataset = TrainClips([Record(v.path, 0) for v in files], "", "auto", spec, seed=0, max_unreadable=0)
+        batches = TrainBatches(clips // batch, 0, clips // batch, clips_per_gpu=batch, global_batch=batch)
+        loader = train_loader(dataset, batches, workers, device)
+        return sum(len(batch.labels) for batch in DeviceBatches(loader, device, MEAN, STD))
+
+    def theirs(make: Callable[[], Dataset[Any]]) -> int:
+        loader = DataLoader(make(), batch, num_workers=workers, pin_memory=device.type == "cuda")
+        return sum(len(sample["video"].to(device, non_blocking=True)) for sample in loader)
+
+    transform = others.training_transform(spec.frames, spec.crop, spec.short_side)
+    seconds = spec.frames * spec.stride / files[0].fps
+    alternatives: dict[str, Call] = {"ours": ours}
+    for decoder in ("pyav", "decord"):
+        make: Callable[[], Dataset[Any]] = partial(others.labeled_videos, files, seconds, decoder, None, transform)
+        alternatives[f"LabeledVideoDataset, {decoder}"] = partial(theirs, make)
+    if pyslowfast is not None:
+        make = partial(others.SlowFastClips, pyslowfast, files, spec)
+        alternatives["PySlowFast, pyav"] = partial(theirs, make)
+    samples = measure(alternatives, repeats, what="training clips")
+    rate = {name: 1 / min(sample.wall for sample in its) for name, its in samples.items()}
+    title = (
+        f"training clips {spec.frames} x {spec.stride} at {spec.crop}, batches of {batch}, {workers} workers, a clip"
+    )
+    return [Table(title, samples, by="cpu", columns={"most clips/s": rate})]
