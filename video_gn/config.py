@@ -81,7 +81,9 @@ class DataConfig(Section):
     kind: Literal["videos", "images"] = "videos"
     """`images` trains the 2D net on an ImageFolder tree: `train_list` and `val_list` name its folders, frames is 1."""
     root: str = "."
-    """Folder that the entries of the lists are relative to."""
+    """Folder that the entries of the lists are relative to, or a URL: s3://, gs://, https:// (docs/object_stores.md)."""
+    absolute_paths: bool = False
+    """Entries of lists may be absolute paths or URLs, or lead out of `root` by `..`; else that is an error."""
     train_list: str = "train.csv"
     """A list's path is tried as given, then under `root`."""
     val_list: str = "val.csv"
@@ -113,9 +115,17 @@ class DataConfig(Section):
     """Decoding processes a rank; 0 decodes in the main process."""
     max_unreadable: Annotated[int, Field(ge=0)] = 10
     """More different unreadable training videos than this end the run."""
+    quarantine: str | None = None
+    """Report of tools/prepare.py --check: its bad videos are left out of training, and not scored (docs/bad_data.md)."""
+    timeout: PositiveFloat = 300
+    """Seconds without a batch after which the workers are taken for hung."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if "::" in self.root:
+            raise ValueError(f"root {self.root} is a chain of URLs; give one, and VIDEO_GN_COPIES for local copies")
+        if self.kind == "images" and "://" in self.root:
+            raise ValueError(f"images are read from a folder, not from {self.root}; set root to a folder")
         low, high = self.short_side
         if low > high:
             raise ValueError(f"short_side [{low}, {high}] must be [smallest, largest]")
@@ -175,11 +185,13 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile the training passes; the first takes minutes."""
     checkpoint_stages: tuple[Literal["res2", "res3", "res4", "res5"], ...] = ()
-    """Stages of the ResNet whose blocks run again in the backward pass and keep no activations: less memory, more time."""
+    """Stages whose blocks keep no activations and run again in the backward pass: less memory, more time."""
     eval_every: Positive = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: Positive = 20
     """Optimizer steps from one log line to the next."""
+    max_bad_steps: Annotated[int, Field(ge=0)] = 10
+    """More steps whose loss or gradient is not finite end the run; none of them is applied."""
     precise_bn_batches: Annotated[int, Field(ge=0)] = 200
     """Batch Norm: batches whose statistics are averaged before an evaluation; 0 keeps the running averages."""
     percentiles_of: str | None = None
@@ -202,9 +214,13 @@ class TestConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written."""
+    """When checkpoints are written, and how many stay (docs/resume.md)."""
 
     every_epochs: Positive = 1
+    every_minutes: PositiveFloat | None = 30.0
+    """Within an epoch as well, this long after the last one; null: at the ends of epochs alone."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """The newest ones, last.pt and those before it; best.pt is one more."""
 
 
 class Config(Section):
