@@ -1,5 +1,5 @@
 # make demo: from nothing to a trained net and its 10-clip score.   make test: the tests.   Others: make help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint docs format clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,6 +11,7 @@ help:
 	@echo 'make test       install what the tests need and run them (8 minutes on 2 cores)'
 	@echo 'make test-slow  the tests that take minutes each'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make docs       the pages of docs/ as a site, with every config key and tool, in site/'
 	@echo 'make format     let ruff format and mend'
 	@echo 'make clean      remove the virtual environment and caches; runs/ and data/ stay'
 
@@ -28,6 +29,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -43,5 +47,5 @@ $(VENV)/installed-dev: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,9 @@ setup(
             "mypy>=1.15",
             "types-PyYAML",
             "types-tqdm",
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
         ],
     },
 )

@@ -25,7 +25,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Common rules: values cannot change after loading, unknown keys and infinities are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +116,7 @@ class DataConfig(Section):
     max_unreadable: Annotated[int, Field(ge=0)] = 10
     """More different unreadable training videos than this end the run."""
     quarantine: str | None = None
-    """Report of tools/prepare.py --check: its bad videos are left out of training, and not scored (docs/bad_data.md)."""
+    """Report of tools/prepare.py --check: its bad videos are left out of training and not scored (docs/bad_data.md)."""
     timeout: PositiveFloat = 300
     """Seconds without a batch after which the workers are taken for hung."""
 
