@@ -72,6 +72,55 @@ def test_save_last_keeps_the_one_before(tmp_path: Path) -> None:
     assert ckpt.load(tmp_path / "previous.pt")["step"] == 2
 
 
+def steps_of(folder: Path) -> dict[str, int]:
+    return {path.name: ckpt.load(path)["step"] for path in folder.iterdir()}
+
+
+def test_as_many_stay_as_asked_for(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        ckpt.save_last(tmp_path, state(step), keep=4)
+    assert steps_of(tmp_path) == {"last.pt": 6, "previous.pt": 5, "previous_2.pt": 4, "previous_3.pt": 3}
+    ckpt.save_last(tmp_path, state(7), keep=2)
+    assert steps_of(tmp_path) == {"last.pt": 7, "previous.pt": 6}
+
+
+def test_the_newest_whole_one_of_many_is_found(tmp_path: Path) -> None:
+    for step in range(1, 13):
+        ckpt.save_last(tmp_path, state(step), keep=12)
+    for name in ("last.pt", "previous.pt", "previous_2.pt"):
+        (tmp_path / name).write_bytes(b"damaged")
+    assert last_step(tmp_path) == 9
+    ckpt.save_last(tmp_path, state(13), keep=4)
+    names = ["last.pt", "previous_3.pt"] + [f"{name}.pt.damaged" for name in ("last", "previous", "previous_2")]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert last_step(tmp_path) == 13
+
+
+def test_a_kill_between_the_moves_leaves_all_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fatal in range(4):
+        folder = tmp_path / str(fatal)
+        folder.mkdir()
+        for step in (1, 2, 3):
+            ckpt.save_last(folder, state(step), keep=4)
+        calls = [0]
+
+        def dying(source: Path, target: Path, fatal: int = fatal, calls: list[int] = calls) -> None:
+            if calls[0] == fatal:
+                raise Killed
+            calls[0] += 1
+            Path(source).rename(target)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "replace", dying)
+            ckpt.save_last(folder, state(4), keep=4)
+        assert last_step(folder) == 3
+        assert sorted(steps_of_whole(folder)) == [1, 2, 3]
+
+
+def steps_of_whole(folder: Path) -> list[int]:
+    return [ckpt.load(path)["step"] for path in folder.glob("*.pt") if not path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(("call", "found"), [("fsync 1", 2), ("replace 1", 2), ("replace 2", 2), ("fsync 2", 3)])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_leaves_a_whole_one(
@@ -163,8 +212,9 @@ def test_a_damaged_last_one_falls_back_to_the_one_before(tmp_path: Path, damage:
     loaded = ckpt.load_last(tmp_path, warnings.append)
     assert loaded is not None
     assert loaded["step"] == 1
-    assert len(warnings) == 1
+    assert len(warnings) == 2
     assert warnings[0].startswith(f"warning: {tmp_path / 'last.pt'}: ")
+    assert warnings[1] == "going on from previous.pt, after step 1"
     assert "\n" not in warnings[0]
     assert not (tmp_path / "ran").exists()
 
@@ -181,6 +231,25 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(whole)
     with pytest.raises(UserError, match="wrong checksum"):
         ckpt.load(tmp_path / "last.pt")
+
+
+def test_no_flipped_bit_changes_what_is_loaded(tmp_path: Path) -> None:
+    """Wherever it is: it is noticed, or in a byte that means nothing."""
+    path = tmp_path / "last.pt"
+    ckpt.save_last(tmp_path, state(1))
+    whole = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), 23):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = ckpt.load(path)
+        except UserError:
+            noticed += 1
+            continue
+        assert repr(loaded) == repr(state(1))
+    assert noticed > 30
 
 
 def test_a_damaged_last_one_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:

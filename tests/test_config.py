@@ -293,7 +293,10 @@ def test_the_same_key_in_two_sections_is_none_twice(write: Write) -> None:
         ("test.clip_starts", "linspace"),
         ("test.short_side", "0"),
         ("test.clips_per_batch", "0"),
+        ("train.max_bad_steps", "-1"),
         ("checkpoint.every_epochs", "0"),
+        ("checkpoint.every_minutes", "0"),
+        ("checkpoint.keep", "1"),
     ],
 )
 def test_a_value_out_of_its_type_or_range(write: Write, place: str, value: str) -> None:

@@ -409,6 +409,25 @@ def test_evaluation_never_substitutes(folder: Path, name: str) -> None:
         assert item.unreadable[0].reason
 
 
+def test_a_video_in_quarantine_is_not_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training gives its slot to the next, evaluation does not score it; the reason is told."""
+    records = [Record("a.mp4", 0), Record("sub/b.mp4", 1)]
+    log: list[Any] = []
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
+    train = TrainClips(records, "/data", "pyav", SPEC, seed=0, max_unreadable=1)
+    val = ValClips(records, "/data", "pyav", SPEC, seed=0)
+    options: dict[str, Any] = {"views": "center", "clips": 2, "clip_starts": "spread", "short_side": 36}
+    test = module.TestClips(records, "/data", "pyav", SPEC, **options)
+    for clips in (train, val, test):
+        clips.quarantine = {"sub/b.mp4": "cut off", "c.mp4": "not in the list"}
+    taken = [train[0, position] for position in range(2)]
+    assert [item.index for item in taken] == [0, 0]
+    told = [error for item in [*taken, val[1], test[1]] for error in item.unreadable]
+    assert [str(error) for error in told] == ["/data/sub/b.mp4: in quarantine: cut off"] * 3
+    assert not val[1].views and not test[1].views and val[0].views and test[0].views
+    assert "/data/sub/b.mp4" not in str(log)
+
+
 def test_only_unreadable_videos_are_forgiven(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of the program or of the settings does not pass for a broken video."""
 

@@ -286,17 +286,20 @@ def test_the_best_stream_is_read_not_the_first(tmp_path, decoder) -> None:
         assert numbers(video.read([7, 29])) == [7, 29]
 
 
+def without_frame(packet):
+    """A packet of MPEG-4's P picture, made one that is not coded."""
+    bits = "".join(f"{byte:08b}" for byte in bytes(packet)[4:10])
+    assert bits[:2] == "01" and bits[2:4] == "01"  # a P picture; the same second, a marker
+    bits = bits[:9] + "10" + "0"  # 5 bits of time, a marker, not coded; stuffing
+    bits += "1" * (-len(bits) % 8)
+    empty = av.Packet(bytes(packet)[:4] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
+    return empty
+
+
 def test_pyav_corrects_the_count_where_packets_hold_no_frame(tmp_path) -> None:
-    def drop(n, packet):
-        if n not in (11, 23):  # the last before a keyframe: no other frame refers to them
-            return packet
-        bits = "".join(f"{byte:08b}" for byte in bytes(packet)[4:10])
-        assert bits[:2] == "01" and bits[2:4] == "01"  # a P picture; the same second, a marker
-        bits = bits[:9] + "10" + "0"  # 5 bits of time, a marker, not coded; stuffing
-        bits += "1" * (-len(bits) % 8)
-        empty = av.Packet(bytes(packet)[:4] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
-        empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
-        return empty
+    def drop(n, packet):  # the last before a keyframe: no other frame refers to them
+        return without_frame(packet) if n in (11, 23) else packet
 
     source = write(tmp_path / "source.mkv", map(numbered, range(40)), "mpeg4", {"g": "12", "bf": "0"})
     shown = [i for i in range(40) if i not in (11, 23)]
@@ -317,6 +320,122 @@ def test_a_change_of_size_is_scaled_to_the_first_frame(tmp_path) -> None:
     with open_video(path, "pyav") as video:
         frames = video.read(range(video.num_frames))
     assert frames.shape == (10, H, W, 3) and numbers(frames) == [9] * 5 + [6] * 5
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("name", ["short_gop.mp4", "b_frames.avi", "one_frame.mp4"])
+def test_all_frames_in_one_go(videos, name, decoder, monkeypatch) -> None:
+    if decoder in ("torchcodec", "decord") and name in NOT_FOR_TORCHCODEC:
+        pytest.skip("known limit of these")
+    monkeypatch.setattr(decode, "_HELD_BYTES", 7 * H * W * 3)  # 7 frames at a time
+    with open_video(videos[name], decoder) as video:
+        assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(FILES[name][0]))
+        assert torch.equal(video.read([0]), torch.from_numpy(np.stack([next(video.frames())])))
+
+
+def test_pyav_reads_all_frames_from_one_start(videos, monkeypatch) -> None:
+    with open_video(videos["b_frames.avi"], "pyav") as video:
+        starts = []
+        rewind = video._rewind
+        monkeypatch.setattr(video, "_rewind", lambda: starts.append(0) or rewind())
+        monkeypatch.setattr(decode, "_HELD_BYTES", H * W * 3)
+        assert sum(1 for _ in video.frames()) == 60 and len(starts) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_other_frames_than_announced(tmp_path, known) -> None:
+    """Two of 40 packets hold no frame, which shows when they are come across."""
+    source = write(tmp_path / "source.mkv", map(numbered, range(40)), "mpeg4", {"g": "12", "bf": "0"})
+    path = remux(source, tmp_path / "dropped.mkv", lambda n, packet: without_frame(packet) if n in (11, 23) else packet)
+    with open_video(path, "pyav") as video:
+        if not known:
+            video._pts = []
+        with pytest.raises(VideoError, match="announces 40 frames, and 38 can be decoded"):
+            list(video.frames())
+        assert video.num_frames == 38
+        assert len(list(video.frames())) == 38
+
+
+def test_readers_that_find_out_while_reading() -> None:
+    class Lossy(decode.VideoReader):
+        path, num_frames, height, width = "lossy.mp4", 9, 64, 96
+
+        def _decode(self, indices, box, out) -> None:
+            self.num_frames = 5
+
+        def close(self) -> None: ...
+
+    with pytest.raises(VideoError, match="announces 9 frames, and 5 can be decoded"):
+        list(Lossy().frames())
+
+
+# ---- H.264's frames that no other refers to ----
+
+
+@pytest.mark.parametrize("name", ["long_gop.mp4", "short_gop.mkv", "open_gop.mp4"])
+def test_frames_that_nobody_needs_are_not_decoded(videos, name, monkeypatch) -> None:
+    # What FFmpeg's own decoder gives when it leaves them out.
+    with av.open(str(videos[name])) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        referenced = {frame.pts for frame in container.decode(video=0)}
+    with open_video(videos[name], "pyav") as video:
+        pts = list(video._pts)
+        assert video._unreferenced == set(pts) - referenced and len(video._unreferenced) > 15
+        skipped = []
+        frames = video._frames
+        monkeypatch.setattr(video, "_frames", lambda keyframe, skip: skipped.append(skip) or frames(keyframe, skip))
+        for i in range(60):
+            assert numbers(video.read([i])) == [i]
+            assert skipped[i] == video._unreferenced - {pts[i]}
+        assert video._pts == pts  # never out of step
+
+
+@pytest.mark.parametrize(
+    ("name", "skips"), [("intra.mp4", False), ("short_gop.mp4", True), ("transport_stream.ts", False)]
+)
+def test_only_h264_with_sizes_is_looked_into(videos, name, skips) -> None:
+    with open_video(videos[name], "pyav") as video:
+        assert bool(video._unreferenced) == skips
+
+
+def test_real_frames_are_the_same_where_frames_are_skipped(shared_data) -> None:
+    skipping = 0
+    for name in REAL:
+        with open_video(shared_data / name, "pyav") as video:
+            indices = list(range(min(9, video.num_frames - 1), min(video.num_frames, 50), 2))
+            frames = video.read(indices)
+            skipping += bool(video._unreferenced)
+            video._unreferenced = set()
+            assert torch.equal(frames, video.read(indices)), name
+    assert skipping > 5
+
+
+def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
+    packets = {
+        b"\0\0\0\2\x01x": True,  # a slice that no frame refers to
+        b"\0\0\0\2\x06x\0\0\0\2\x01x": True,  # with supplemental information before it
+        b"\0\0\0\2\x41x": False,  # referred to
+        b"\0\0\0\2\x01x\0\0\0\2\x41x": False,  # a second field that is
+        b"\0\0\0\2\x01x\0\0\0\1\x68": False,  # a picture parameter set
+        b"\0\0\0\3\x01x": False,  # cut
+        b"\0\0\0\2\x01x\0": False,
+        b"\0\0\0\0\x01": False,  # no end
+    }
+    assert {data: decode._is_unreferenced(data, 4) for data in packets} == packets
+    assert decode._is_unreferenced(b"\0\2\x01x", 2) and decode._is_unreferenced(b"\2\x01x", 1)
+
+
+@pytest.mark.skipif(decode._load("decord") is None, reason="no decord")
+def test_decord_may_give_tensors(videos) -> None:
+    """pytorchvideo sets decord's bridge for the whole process."""
+    import decord
+
+    decord.bridge.set_bridge("torch")
+    try:
+        with open_video(videos["short_gop.mp4"], "decord") as video:
+            assert numbers(video.read([40, 3])) == [40, 3]
+    finally:
+        decord.bridge.set_bridge("native")
 
 
 # ---- files that cannot be read ----

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from video_gn.engine.distributed import World, world
+from video_gn.engine.peers import Facts, disagreement, greeting
 from video_gn.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,12 +63,20 @@ result["left"] = not dist.is_initialized()
 
 
 def run_ranks(script: str, size: int, folder: Path, *arguments: str) -> None:
-    """Run a Python script, given `folder` and `arguments`, as the ranks of a group, as torchrun would start them."""
+    """Run a Python script, given `folder` and `arguments`, as the ranks of a group; all must end well."""
+    codes, errors = end_of_ranks(script, range(size), size, folder, *arguments)
+    assert codes == [0] * size, "\n".join(errors)
+
+
+def end_of_ranks(
+    script: str, ranks: Iterable[int], size: int, folder: Path, *arguments: str
+) -> tuple[list[int], list[str]]:
+    """Start these of the ranks of a group as torchrun would; returns each one's exit code and stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = []
-    for rank in range(size):
+    for rank in ranks:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
         rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-W", "ignore", "-c", script, str(folder), *arguments]
@@ -77,7 +87,7 @@ def run_ranks(script: str, size: int, folder: Path, *arguments: str) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
+    return [process.returncode for process in processes], errors
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -151,3 +161,80 @@ def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("no error")
     with world("auto") as alone:
         assert alone.device == torch.device("cpu")
+
+
+# --- who is there, and who is gone ---
+
+
+def fact(host: str = "a", **same: object) -> Facts:
+    return Facts(host, "cpu", {"torch": "2.15", "NCCL": None, "backend": "gloo", "video_gn": "1 (x)"} | same)
+
+
+def test_the_greeting_names_every_rank_and_its_host() -> None:
+    gpus = [Facts(host, f"cuda:{i} H200", fact(NCCL="2.28.3").same) for host in "ab" for i in range(2)]
+    assert greeting(gpus).splitlines() == [
+        "4 ranks: torch 2.15, gloo, NCCL 2.28.3, video_gn 1 (x)",
+        "  a: rank 0 cuda:0 H200, rank 1 cuda:1 H200",
+        "  b: rank 2 cuda:0 H200, rank 3 cuda:1 H200",
+    ]
+
+
+def test_what_ranks_disagree_on_is_told_with_values_and_ranks() -> None:
+    assert disagreement([fact(), fact("b")]) is None
+    epochs = [fact(**{"train.epochs": 3 if rank in (1, 4, 5, 6) else 2}) for rank in range(8)]
+    assert disagreement(epochs) == (
+        "the ranks do not agree: train.epochs: 2 (ranks 0, 2, 3, 7), 3 (ranks 1, 4 to 6); "
+        "give all of them the same command, config and code"
+    )
+    other = disagreement([fact(), fact(video_gn="1 (y)", torch="2.11")])
+    assert other is not None
+    assert 'torch: "2.15" (rank 0), "2.11" (rank 1); video_gn: "1 (x)" (rank 0), "1 (y)" (rank 1)' in other
+    absent = disagreement([fact(), fact(extra=1)])
+    assert absent is not None and "extra: null (rank 0), 1 (rank 1)" in absent
+    many = disagreement([fact(**{f"key{i}": rank for i in range(9)}) for rank in range(2)])
+    assert many is not None and "key4" in many and "key5" not in many and "and 4 more" in many
+
+
+HASTE = """
+import os, sys, time
+from video_gn import cli
+from video_gn.engine import distributed, peers
+peers.ROLL_CALL, peers.BEAT, peers.SILENCE, distributed.FIRST_SUM = 5, 0.2, 3, 5
+"""
+
+
+def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
+    """Ranks 1 and 3 of 5 never start."""
+    script = HASTE + "def main():\n    with distributed.world('cpu'): pass\ncli.run(main)"
+    codes, errors = end_of_ranks(script, [0, 2, 4], 5, tmp_path)
+    assert codes == [2, 2, 2]
+    for error in errors:
+        assert "ranks 1, 3 of 5 did not come within 5 s" in error
+
+
+def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
+    """Rank 1 is stopped, its connections stay open: only the missing signs of life tell."""
+    script = HASTE + (
+        "import signal, threading, torch\n"
+        "with distributed.world('cpu') as ranks:\n"
+        "    if ranks.rank == 1:\n"
+        "        end = f'sleep 12; kill -KILL {os.getpid()}'\n"
+        "        os.spawnlp(os.P_NOWAIT, 'sh', 'sh', '-c', end)\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    ranks.barrier()\n"
+    )
+    codes, errors = end_of_ranks(script, range(3), 3, tmp_path)
+    assert codes == [1, -9, 1]
+    assert "rank 0 on " in errors[0] and "nothing heard of rank 1 (host " in errors[0]
+    assert "rank 2 on " in errors[2] and "stops: nothing heard of rank 1 (host " in errors[2]
+
+
+def test_a_rank_that_is_busy_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Rank 0 works for twice the silence while the other waits in a collective, then leaves long before it."""
+    script = HASTE.replace("SILENCE, distributed.FIRST_SUM = 5, 0.2, 3", "SILENCE, distributed.FIRST_SUM = 5, 0.1, 1.5")
+    script += (
+        "with distributed.world('cpu') as ranks:\n"
+        "    ranks.first(lambda: time.sleep(3))\n"
+        "    time.sleep(0 if ranks.rank else 3)\n"
+    )
+    run_ranks(script, 2, tmp_path)

@@ -24,11 +24,15 @@ from video_gn.errors import UserError
 
 
 def read(
-    folder: Path, content: bytes | str, num_classes: int = 400, class_names: list[str] | None = None
+    folder: Path,
+    content: bytes | str,
+    num_classes: int = 400,
+    class_names: list[str] | None = None,
+    absolute_paths: bool = False,
 ) -> list[Record]:
     data = content.encode() if isinstance(content, str) else content
     (folder / "list.csv").write_bytes(data)
-    return read_list("list.csv", str(folder), num_classes, class_names)
+    return read_list("list.csv", str(folder), num_classes, class_names, absolute_paths=absolute_paths)
 
 
 def refusal(folder: Path, content: bytes | str, num_classes: int = 10, class_names: list[str] | None = None) -> str:
@@ -51,7 +55,7 @@ def refusal(folder: Path, content: bytes | str, num_classes: int = 10, class_nam
         ("one, two 7.mp4 0", "one, two 7.mp4", 0),
         ("12 12", "12", 12),
         ("a\x85b\u2028c\x0bd.mp4 5", "a\x85b\u2028c\x0bd.mp4", 5),  # str.splitlines would cut here
-        ("/abs/ü#.mp4 007", "/abs/ü#.mp4", 7),
+        ("abs/ü#.mp4 007", "abs/ü#.mp4", 7),
         ('"a b.mp4" 0', "a b.mp4", 0),
         ('"a, b.mp4",1', "a, b.mp4", 1),
         ('"a.mp4"\t , 2 ', "a.mp4", 2),
@@ -248,7 +252,7 @@ paths = any_path.filter(lambda path: path == path.strip(" \t") and path[0] not i
 def test_round_trip(labels: dict[str, int], separator: str, newline: str, encoding: str) -> None:
     text = "".join(f"{path}{separator}{label}{newline}" for path, label in labels.items())
     with tempfile.TemporaryDirectory() as folder:
-        records = read(Path(folder), text.encode(encoding))
+        records = read(Path(folder), text.encode(encoding), absolute_paths=True)
     assert records == [Record(path, label) for path, label in labels.items()]
 
 
@@ -263,7 +267,7 @@ def test_round_trip_in_quotes(labels: dict[str, int], separator: str, newline: s
         csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator=separator).writerow([path])
         text.write(f"{label}{newline}")
     with tempfile.TemporaryDirectory() as folder:
-        records = read(Path(folder), text.getvalue())
+        records = read(Path(folder), text.getvalue(), absolute_paths=True)
     assert records == [Record(path, label) for path, label in labels.items()]
 
 
@@ -380,6 +384,82 @@ def test_missing_files_beyond_20_are_counted(tmp_path: Path) -> None:
 def test_absolute_paths_are_looked_for_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     check_files([Record(str(tmp_path / "a.mp4"), 0, 1)], "/nowhere", "train.csv")
+
+
+@pytest.mark.parametrize("root", ["/data/k400", "/data/k400/", "s3://bucket/k400", "https://host/k400/"])
+@pytest.mark.parametrize(
+    ("path", "leaves"),
+    [
+        ("a.mp4", False),
+        ("./a.mp4", False),
+        ("..a/b..mp4", False),
+        ("../a.mp4", True),
+        ("a/../../k400x/b.mp4", True),
+        ("../root/b.mp4", True),
+        ("/etc/passwd", True),
+        ("//data/k400/a.mp4", True),
+        ("/root/a.mp4", True),
+        ("https://host/k400/a.mp4", True),
+        ("file:///etc/passwd", True),
+    ],
+)
+def test_paths_that_leave_the_root(tmp_path: Path, root: str, path: str, leaves: bool) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(f"ok.mp4 0\n{path} 1\n")
+    if leaves:
+        with pytest.raises(UserError, match=r"line 2 .* leaves data.root; .* or set data.absolute_paths=true"):
+            read_list(str(file), root, 2)
+    assert [r.path for r in read_list(str(file), root, 2, absolute_paths=leaves)] == ["ok.mp4", path]
+
+
+def test_a_folder_may_be_left_within_the_root(tmp_path: Path) -> None:
+    assert read(tmp_path, "a/../b.mp4 1") == [Record("a/../b.mp4", 1)]
+    with pytest.raises(UserError, match="leaves data.root"):  # a store would take it for a name
+        read_list(str(tmp_path / "list.csv"), "s3://bucket", 2)
+
+
+def test_absolute_paths_inside_the_root_are_read(tmp_path: Path) -> None:
+    assert read(tmp_path, f"{tmp_path}/a/../b.mp4 1") == [Record(f"{tmp_path}/a/../b.mp4", 1)]
+    assert "leaves data.root" in refusal(tmp_path, f"{tmp_path}x/b.mp4 1")
+
+
+def test_no_other_store_hides_in_a_path(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("a::file:///etc/passwd 0\n")
+    with pytest.raises(UserError, match="leaves data.root"):
+        read_list(str(tmp_path / "list.csv"), "s3://bucket", 1)
+
+
+parts = st.lists(st.sampled_from(["..", ".", "", "a", "b c", "...", "r", "etc"]), min_size=1, max_size=9)
+
+
+@given(parts)
+def test_what_is_read_lies_below_the_root(parts: list[str]) -> None:
+    """The oracle goes from folder to folder."""
+    path, root = "/".join(parts), "/deep/down/r"
+    top = ["deep", "down", "r"]
+    place = [] if path.startswith("/") else top
+    for part in parts:
+        if part == "..":
+            place = place[:-1]
+        elif part not in ("", "."):
+            place = [*place, part]
+    inside = place[: len(top)] == top
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "list.csv")
+        file.write_text('"' + path + '",0\n')
+        try:
+            records = read_list(str(file), root, 1)
+        except UserError as error:
+            assert not inside or (not path and "a path and a label are needed" in str(error))
+        else:
+            assert inside and records == [Record(path, 0)]
+
+
+def test_urls_of_videos() -> None:
+    assert video_path(Record("a b.mp4", 0), "https://host/k") == "https://host/k/a%20b.mp4"
+    assert video_path(Record("https://other/a.mp4", 0), "s3://bucket") == "https://other/a.mp4"
+    assert video_path(Record("https://other/a.mp4", 0), "/data") == "https://other/a.mp4"
+    assert video_path(Record("/data/a.mp4", 0), "s3://bucket") == "/data/a.mp4"
 
 
 def test_lists_of_real_videos(shared_data: Path) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import multiprocessing
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +26,16 @@ from video_gn.data.augment import View
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.data.lists import Record
-from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
+from video_gn.data.loader import (
+    Batch,
+    DeviceBatches,
+    Loader,
+    TrainBatches,
+    WorkerLost,
+    eval_loader,
+    naming_videos,
+    train_loader,
+)
 
 RULE = settings(max_examples=50, deadline=None)
 CPU = torch.device("cpu")
@@ -356,3 +372,135 @@ def test_a_training_loader_keeps_its_workers() -> None:
     batches = list(train_loader(Processes(4), steps, 2, CPU))  # type: ignore[arg-type]
     assert len(batches) == 12
     assert len({pid for batch in batches for pid in batch} - {os.getpid()}) == 2
+
+
+# ---- lost workers ----
+
+
+class Deadly(ValClips):
+    """Video 3 does something to the process that reads it."""
+
+    def __init__(self, what: str, videos: int = 9) -> None:
+        super().__init__([Record(f"sub/vidéo {n}.mp4", 0) for n in range(videos)], "/data", "pyav", SPEC, seed=0)
+        self.what = what
+
+    def __getitem__(self, index: int) -> Clips:
+        with self._open(index):
+            if index == 3:
+                getattr(self, self.what)()
+        return index  # type: ignore[return-value]
+
+    def is_killed(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def crashes(self) -> None:
+        ctypes.string_at(0)
+
+    def exits(self) -> None:
+        os._exit(3)
+
+    def hangs(self) -> None:
+        time.sleep(1000)
+
+    def hangs_in_c(self) -> None:
+        ctypes.CDLL(None).sleep(1000)
+
+    def raises(self) -> None:
+        raise RuntimeError("a bug")
+
+    def reads(self) -> None:
+        pass
+
+
+@pytest.fixture
+def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No files are needed, and a worker that hangs is given up at once."""
+    gc.collect()  # loaders of tests before, whose dead workers torch would tell of again
+    monkeypatch.setattr("video_gn.data.dataset.open_video", lambda path, decoder: nullcontext())
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
+def loader_of(what: str, timeout: int = 60) -> Loader:
+    return eval_loader(Deadly(what), 1, 2, CPU, 0, 1, timeout)
+
+
+def started(loader: Loader) -> list[int]:
+    """The two workers, when both are at work."""
+    while len(loader.in_use()) < 2:
+        time.sleep(0.01)
+    return list(loader.in_use())
+
+
+@pytest.mark.parametrize("what", ["is_killed", "crashes", "exits", "hangs", "hangs_in_c"])
+def test_a_lost_worker_ends_the_loop_and_names_its_video(
+    what: str, nothing_opens: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A hang also leaves the stack of each worker on stderr."""
+    with pytest.raises(WorkerLost) as caught:
+        list(loader_of(what, timeout=3))
+    assert caught.value.videos == ["sub/vidéo 3.mp4"]
+    message = str(caught.value)
+    assert message.startswith("DataLoader ") and "; in flight: sub/vidéo 3.mp4; start again" in message
+    if what.startswith("hangs"):
+        assert "timed out after 3 seconds" in message
+        error = capfd.readouterr().err
+        assert error.count("Current thread") == 2 and f" in {what}\n" in error
+        assert ", sub/vidéo 3.mp4, is at:" in error and ", no video, is at:" in error
+
+
+def test_a_death_while_the_main_process_computes(nothing_opens: None) -> None:
+    """torch raises it there, where no batch is waited for; naming_videos around it all still knows the video."""
+    with pytest.raises(WorkerLost) as caught, naming_videos():
+        for _ in loader_of("is_killed"):
+            time.sleep(1)
+    assert caught.value.videos == ["sub/vidéo 3.mp4"]
+
+
+def test_another_error_is_left_as_it_is(nothing_opens: None) -> None:
+    """Of a worker and of the loop's body; the next loader works."""
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker process"):
+        list(loader_of("raises"))
+    with pytest.raises(RuntimeError, match="CUDA"), naming_videos():
+        for _ in loader_of("reads"):
+            raise RuntimeError("CUDA error")
+    assert [index for (index,) in loader_of("reads")] == list(range(9))
+
+
+def test_workers_heed_no_signal_but_their_parents(nothing_opens: None) -> None:
+    """A scheduler that preempts a job signals all of its processes; the main one finishes its step and ends them."""
+    loader = loader_of("reads")
+    batches = iter(loader)
+    indices = [next(batches)[0]]
+    workers = started(loader)
+    subprocess.run(["kill", "-s", "TERM", *map(str, workers)], check=True)
+    subprocess.run(["kill", "-s", "USR1", *map(str, workers)], check=True)
+    indices += [index for (index,) in batches]
+    assert indices == list(range(9))
+
+
+def test_a_hung_worker_ends_with_the_loader(nothing_opens: None) -> None:
+    loader = loader_of("hangs")
+    batches = iter(loader)
+    next(batches)
+    workers = started(loader)
+    del batches
+    for _ in range(100):
+        alive = [p for p in multiprocessing.active_children() if p.pid in workers]
+        if not alive:
+            break
+        time.sleep(0.05)
+    assert not alive
+
+
+def test_no_video_is_in_use_between_reads(nothing_opens: None) -> None:
+    loader = loader_of("reads")
+    batches = iter(loader)
+    for _ in range(9):
+        next(batches)
+    started(loader)
+    assert list(loader.in_use().values()) == ["", ""]
+
+
+def test_the_main_process_needs_no_timeout() -> None:
+    """Without workers, torch takes none."""
+    assert list(eval_loader(Indices(3), 1, 0, CPU, 0, 1, 5.0)) == [[0], [1], [2]]  # type: ignore[arg-type, comparison-overlap]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ FIXED: dict[str, Any] = {
 FREE: dict[str, Any] = {
     "device": "cpu",
     "data.root": "/elsewhere",
+    "data.absolute_paths": True,
     "data.train_list": "other.csv",
     "data.val_list": "other.csv",
     "train.epochs": 110,
@@ -74,12 +77,15 @@ FREE: dict[str, Any] = {
     "profile": True,
     "data.workers": 0,
     "data.max_unreadable": 3,
+    "data.timeout": 60.0,
+    "data.quarantine": "report.csv",
     "data.test_list": "other.csv",
     "data.class_names": "classes.txt",
     "train.precision": "fp32",
     "train.channels_last": False,
     "train.eval_every": 5,
     "train.log_every": 1,
+    "train.max_bad_steps": 3,
     "train.percentiles_of": "res5",
     "train.precise_bn_batches": 0,
     "test.views": "center",
@@ -89,6 +95,8 @@ FREE: dict[str, Any] = {
     "test.clips_per_batch": 1,
     "test.max_unreadable": 1,
     "checkpoint.every_epochs": 2,
+    "checkpoint.every_minutes": 5.0,
+    "checkpoint.keep": 5,
 }
 
 
@@ -113,6 +121,7 @@ def save(of: Config, folder: Path, step: int = 5) -> None:
         "best_error": 40.0,
         "config": of.model_dump(mode="json"),
         "lists": LISTS,
+        "loop": {},
     }
     ckpt.save_last(folder / "checkpoints", state)
 
@@ -170,6 +179,35 @@ def test_a_new_folder(tmp_path: Path, resume: str) -> None:
 def test_an_empty_folder_is_new(tmp_path: Path) -> None:
     assert open_run(config(tmp_path), LISTS) is None
     assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_start_that_was_killed_is_no_foreign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each of its steps: before and after each file appears."""
+
+    class Killed(BaseException):
+        pass
+
+    for after in range(7):
+        calls = [0]
+
+        def dying(real: Any, fatal: int = after, calls: list[int] = calls) -> Any:
+            def function(*arguments: Any, **options: Any) -> Any:
+                if calls[0] == fatal:
+                    raise Killed
+                calls[0] += 1
+                return real(*arguments, **options)
+
+            return function
+
+        new = config(tmp_path / str(after))
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "fsync", dying(os.fsync))
+            patch.setattr(os, "replace", dying(os.replace))
+            patch.setattr(Path, "mkdir", dying(Path.mkdir))
+            open_run(new, LISTS)
+        assert open_run(new, LISTS) is None
+        assert contents(tmp_path / str(after)).keys() == {"checkpoints", "config.yaml", "environment.json"}
+    assert calls == [6]  # the last of these starts was left alone
 
 
 def test_a_run_without_checkpoints_starts_again(tmp_path: Path) -> None:

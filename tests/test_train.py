@@ -24,7 +24,7 @@ from video_gn.data.motion import write_dataset
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.distributed import world
-from video_gn.engine.train import train
+from video_gn.engine.train import Trainer, train
 from video_gn.errors import UserError
 from video_gn.models import build_model
 
@@ -152,14 +152,12 @@ def test_another_seed_gives_others(trained, tmp_path, videos):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(trained, tmp_path, videos, monkeypatch):
     """Stopped after epoch 1 and a few steps, then run again: weights and log are those of the run never stopped."""
-    from video_gn.engine.train import Trainer
-
     step = Trainer.step
 
     def interrupted(self, *args):
         if self.step_done == 8:
             raise KeyboardInterrupt
-        step(self, *args)
+        return step(self, *args)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -381,5 +379,51 @@ def test_an_unreadable_validation_video_is_named_and_not_scored(tmp_path, videos
 
 
 def test_a_diverged_run_stops(tmp_path, videos):
-    with pytest.raises(UserError, match="training loss is (nan|inf)"):
+    with pytest.raises(
+        UserError, match=r"11 steps with a loss or gradient that is not finite, more than train.max_bad"
+    ):
         run(tiny(tmp_path, videos, "optim.lr=1e6", "model.norm=none", "train.epochs=20"))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_step_is_not_applied_and_its_videos_are_named(tmp_path, videos, monkeypatch, capsys, what):
+    """Infinite clips in the second pass of step 3, or an infinite gradient: nothing but the schedule moves."""
+    step = Trainer.step
+    states: dict[int, dict] = {}
+
+    def recording(self, passes, epoch, meter):
+        def copy():
+            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            momenta = self.optimizer.state_dict()["state"].values()
+            return state | {f"momentum {k}": m["momentum_buffer"].clone() for k, m in enumerate(momenta)}
+
+        if self.step_done == 2:
+            states["before"] = copy()
+            states["videos"] = [self.train_clips.records[item.index].path for item in self.ahead.items]
+            if what == "gradient":
+                fc = self.model.head.fc.weight
+                hook = fc.register_hook(lambda gradient: gradient * math.inf)
+            else:
+                self.ahead.clips.fill_(math.inf)
+        done = step(self, passes, epoch, meter)
+        if self.step_done == 2:
+            states["after"] = copy()
+            if what == "gradient":
+                hook.remove()
+        return done
+
+    monkeypatch.setattr(Trainer, "step", recording)
+    change = ["model.norm=bn", "train.precise_bn_batches=0", "train.epochs=1", "train.max_bad_steps=1"]
+    folder = run(tiny(tmp_path, videos, *change, "train.log_every=1"))
+    assert states["before"].keys() == states["after"].keys()
+    assert all(torch.equal(a, states["after"][name]) for name, a in states["before"].items())
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not applied" in line]
+    assert line.startswith(
+        f"step 3 is not applied, its {'loss is nan' if what == 'loss' else 'gradient is not finite'}"
+    )
+    named = line.partition("its videos: ")[2].split(", ")
+    assert named[:2] == states["videos"] and len(named) == (2 if what == "loss" else 4)
+    log = [r for r in records(folder) if r["kind"] == "train"]
+    assert [r["system/bad_steps"] for r in log] == [0, 0, 1, 1, 1]
+    assert [r["train/loss"] is None for r in log] == [False, False, True, False, False]
+    assert math.isfinite(next(r for r in records(folder) if r["kind"] == "epoch")["epoch/train_loss"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.test_decode import numbered, write
 from tests.test_distributed import run_ranks
+from video_gn.config import Config, parse_config
 from video_gn.data.decode import VideoError
+from video_gn.data.loader import WorkerLost
+from video_gn.engine.datasets import read_records, read_train_records, test_dataset, train_dataset, val_dataset
 from video_gn.engine.distributed import World
-from video_gn.engine.unreadable import Unreadable
+from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
 from video_gn.errors import UserError
+
+test_dataset.__test__ = False  # type: ignore[attr-defined]
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -118,3 +125,104 @@ def test_ranks_count_together(tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == ["3 unreadable training videos"] * 2
     lines = (tmp_path / "unreadable.txt").read_text().splitlines()
     assert sorted(lines) == ["only 0.mp4\tcut", "only 1.mp4\tcut", "same.mp4\tcut"]
+
+
+# ---- videos that were in flight ----
+
+
+def test_the_videos_of_a_lost_worker_are_kept(tmp_path: Path) -> None:
+    """Of each time, as torch's own error tells it too; nothing else leaves a file."""
+    for error in (UserError("a bad list"), RuntimeError("out of memory"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), keep_in_flight(tmp_path):
+            raise error
+    with pytest.raises(WorkerLost, match="in flight: no video"), keep_in_flight(tmp_path):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+    assert not (tmp_path / "in_flight.txt").exists() or (tmp_path / "in_flight.txt").read_text() == ""
+    for _ in range(2):
+        with pytest.raises(WorkerLost), keep_in_flight(tmp_path):
+            raise WorkerLost("DataLoader timed out", ["sub/a b.mp4", "ü.mp4"])
+    assert (tmp_path / "in_flight.txt").read_text(encoding="utf-8") == "sub/a b.mp4\nü.mp4\n" * 2
+
+
+def test_what_was_in_flight_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A good video, garbage, one that is gone, and one that hangs whoever opens it: a pipe without a writer."""
+    root, run = tmp_path / "root", tmp_path / "run"
+    (root / "sub").mkdir(parents=True)
+    run.mkdir()
+    check_in_flight(run, str(root), "pyav", 1, ALONE)  # nothing was in flight
+    assert not list(run.iterdir())
+    write(root / "sub" / "good.mp4", map(numbered, range(5)))
+    (root / 'bad, "ü".mp4').write_bytes(b"not a video")
+    os.mkfifo(root / "pipe.mp4")
+    (run / "in_flight.txt").write_text("sub/good.mp4\n")
+    check_in_flight(run, str(root), "pyav", 60, ALONE)  # alone at first, as it waits for the imports
+    assert not list(run.iterdir())
+    names = ["sub/good.mp4", 'bad, "ü".mp4', "gone.mp4", "pipe.mp4", "gone.mp4"]
+    (run / "in_flight.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    (run / "quarantine.csv").write_text("path,reason\nbefore.mp4,crash\n")
+    check_in_flight(run, str(root), "pyav", 5, ALONE)
+    assert [path.name for path in run.iterdir()] == ["quarantine.csv"]
+    lines = (run / "quarantine.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["path,reason", "before.mp4,crash"]
+    rows = dict(sorted(line.rsplit(",", 1) for line in lines[2:]))
+    assert list(rows) == ['"bad, ""ü"".mp4"', "gone.mp4", "pipe.mp4"]
+    assert (rows["gone.mp4"], rows["pipe.mp4"]) == ("no such file", "took longer than the limit of 5 s")
+    told = capsys.readouterr().err
+    assert "\n4 videos were in flight" in told and told.count("sub/good.mp4: good\n") == 2
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Four videos, of which report.csv names one and a path that is in no list, and the run's quarantine another."""
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / f"{name}.mp4", map(numbered, range(3)))
+    (tmp_path / "list.csv").write_text("a.mp4 0\nb.mp4 1\nc.mp4 2\nd.mp4 3\n")
+    (tmp_path / "report.csv").write_text("path,frames,problem\na.mp4,3,\nb.mp4,,cut off\nz.mp4,,gone\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "quarantine.csv").write_text("path,reason\nd.mp4,SIGSEGV\n")
+    names = {name: "list.csv" for name in ("train_list", "val_list", "test_list")}
+    data = {"root": str(tmp_path), **names, "quarantine": "report.csv", "crop": 32, "short_side": [32, 32]}
+    tree = {"output_dir": str(tmp_path / "run"), "model": {"num_classes": 4}, "data": {**data, "decoder": "pyav"}}
+    return parse_config(tree | {"test": {"short_side": 32, "clips": 1, "views": "center"}})
+
+
+def test_quarantine_is_left_out_of_training(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    records = read_train_records(config, ALONE)
+    assert [record.path for record in records] == ["a.mp4", "c.mp4", "d.mp4"]
+    assert capsys.readouterr().err == "1 of 4 training videos left out: report.csv\n"
+    clips = train_dataset(config, records)  # what a worker was lost with keeps its place in the order
+    reasons = {e.path.rpartition("/")[2]: e.reason for n in range(3) for e in clips[0, n].unreadable}
+    assert reasons == {"d.mp4": "in quarantine: SIGSEGV"}
+
+
+def test_quarantine_is_not_scored(config: Config) -> None:
+    """All are listed, none is replaced; the run's own quarantine is for the run."""
+    records = read_records(config, "list.csv", ALONE)
+    assert len(records) == 4
+    for clips, bad in ((val_dataset(config, records), {1, 3}), (test_dataset(config, records), {1})):
+        items = [clips[n] for n in range(4)]
+        assert [item.index for item in items] == [0, 1, 2, 3]
+        assert {n for n, item in enumerate(items) if not item.views} == bad
+        assert [e.reason for e in items[1].unreadable] == ["in quarantine: cut off"]
+
+
+def test_a_missing_file_in_quarantine_is_no_fault_of_the_list(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "b.mp4").unlink()
+    assert len(read_records(config, "list.csv", ALONE)) == 4
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(UserError, match="1 of 3 files are not there: line 1"):
+        read_records(config, "list.csv", ALONE)
+
+
+def test_bad_quarantines(config: Config, tmp_path: Path) -> None:
+    report = tmp_path / "report.csv"
+    for text, message in (
+        ("path,problem\n" + "".join(f"{name}.mp4,cut\n" for name in "abcd"), "all 4 training videos are in data.quar"),
+        ("file,reason\n", "no columns path and problem"),
+    ):
+        report.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_train_records(config, ALONE)
+    report.unlink()
+    with pytest.raises(UserError, match=r"no file 'report\.csv'"):
+        read_train_records(config, ALONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from video_gn.console import say
 from video_gn.engine.writers import Writers, read_log
+from video_gn.errors import UserError
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -69,18 +71,50 @@ def test_tensorboard_events(tmp_path: Path) -> None:
 
 def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:
     with Writers(tmp_path) as writers:
-        for step in (10, 20, 30, 40):
+        for step in (10, 20):
             writers.write("train", step, step / 20, {"train/loss": float(step)})
         writers.write("epoch", 20, 1, {"val/loss": 0.5})
+        assert writers.lines == 3
+        for step in (30, 40):
+            writers.write("train", step, step / 20, {"train/loss": float(step)})
     with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')  # cut by a kill
-    assert [record["step"] for record in read_log(tmp_path)] == [10, 20, 30, 40, 20]
-    with Writers(tmp_path, 20) as writers:
+    assert [record["step"] for record in read_log(tmp_path)] == [10, 20, 20, 30, 40]
+    with Writers(tmp_path, 3) as writers:
+        assert writers.lines == 3
         writers.write("train", 30, 1.5, {"train/loss": -30.0})
     assert [(r["step"], r.get("train/loss")) for r in log_of(tmp_path)] == [(10, 10), (20, 20), (20, None), (30, -30)]
     assert read_log(tmp_path) == log_of(tmp_path)
     assert scalars_of(tmp_path, "train/loss") == [(10, 10), (20, 20), (30, -30)]
     assert scalars_of(tmp_path, "val/loss") == [(20, 0.5)]
+    assert len(list(tmp_path.glob("events.*"))) == 1
+
+
+def test_what_a_kill_took_from_tensorboard_comes_back(tmp_path: Path) -> None:
+    """It queues events for minutes; log.jsonl has them all."""
+    lost = Writers(tmp_path)
+    lost.write("train", 1, 0.5, {"train/loss": 2.0, "val/loss": math.nan})
+    for path in tmp_path.glob("events.*"):
+        path.write_bytes(path.read_bytes()[:30])
+    with Writers(tmp_path, 1) as writers:
+        writers.write("train", 2, 1, {"train/loss": 1.0})
+    assert scalars_of(tmp_path, "train/loss") == [(1, 2.0), (2, 1.0)]
+    ((step, value),) = scalars_of(tmp_path, "val/loss")
+    assert step == 1 and math.isnan(value)
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = pytest.raises(UserError, match=r"log\.jsonl: cannot be written \(File too large\); free space")
+    with told, Writers(tmp_path) as writers:
+        writers.write("train", 1, 0.5, {"train/loss": 2.0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, old[1]))
+        try:
+            for step in range(2, 20):
+                writers.write("train", step, 0.5, {"train/loss": 2.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert read_log(tmp_path)[0]["step"] == 1
 
 
 def test_a_run_from_the_start_drops_all(tmp_path: Path) -> None:

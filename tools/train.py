@@ -28,7 +28,7 @@ def main() -> None:
     from video_gn.engine.train import train
 
     config = load_config(args.config, args.overrides)
-    with world(config.device) as ranks:
+    with world(config.device, config.model_dump(mode="json")) as ranks:
         train(config, ranks)
 
 

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
-from video_gn.errors import UserError
+from video_gn.errors import Preempted, UserError
 
-EXIT_CODES = "exit codes: 0 done, 1 a bug (traceback), 2 a mistake in the command, config or data, 130 interrupted"
+EXIT_CODES = """\
+exit codes: 0 done, 1 a bug (traceback), 2 a mistake in the command, config or data,
+75 stopped by SIGTERM or SIGUSR1 with a checkpoint (the same command goes on), 130 interrupted"""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a tool's main; a UserError becomes one line on stderr and exit code 2."""
+    """Call a tool's main; a UserError becomes one line on stderr and exit code 2, a Preempted 75."""
     try:
         main()
     except UserError as error:
+        _let_rank_0_speak()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(75)
     except BrokenPipeError:
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _let_rank_0_speak() -> None:
+    """All ranks of a host may make one mistake: torchrun ends the others in their sleep once the first has told it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)

@@ -81,7 +81,7 @@ class DataConfig(Section):
     kind: Literal["videos", "images"] = "videos"
     """`images` trains the 2D net on an ImageFolder tree: `train_list` and `val_list` name its folders, frames is 1."""
     root: str = "."
-    """Folder that the entries of the lists are relative to, or a URL: s3://, gs://, https:// (docs/object_stores.md)."""
+    """Folder that the entries of the lists are relative to, or a URL as s3://bucket/k400 (docs/object_stores.md)."""
     absolute_paths: bool = False
     """Entries of lists may be absolute paths or URLs, or lead out of `root` by `..`; else that is an error."""
     train_list: str = "train.csv"

@@ -434,7 +434,7 @@ def cudnn_line(torch_version: str, cudnn: int | None, has_gpu: bool) -> Line:
 
 def lists(target: Target) -> Iterator[Line]:
     """The data folder; each list of the config, and whether some of its files are there."""
-    if not target.data.is_dir():
+    if not target.data.is_dir() and not (target.config and "://" in target.config.data.root):
         yield Line("error", "data folder", f"{target.data}: no such folder", "Name the right one, as data.root=FOLDER.")
         return
     if target.config is None:
@@ -465,7 +465,7 @@ def _records(config: Config, name: str) -> list[Record]:
 
     data, classes = config.data, config.model.num_classes
     names = None if data.class_names is None else read_class_names(data.class_names, data.root, classes)
-    return read_list(name, data.root, classes, names)
+    return read_list(name, data.root, classes, names, absolute_paths=data.absolute_paths)
 
 
 def sample_files(target: Target) -> list[Path]:
@@ -571,12 +571,12 @@ def output_folder(target: Target) -> Iterator[Line]:
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """Of last.pt, previous.pt, best.pt and the one that is being written: weights and SGD's momentum in fp32."""
+    """Of those that are kept, best.pt and the one that is being written: weights and SGD's momentum in fp32."""
     from video_gn.models import build_model
 
     model = build_model(config.model, config.dims)
     weights = sum(p.numel() for p in model.parameters())
-    return 4 * 4 * (2 * weights + sum(b.numel() for b in model.buffers()))
+    return 4 * (config.checkpoint.keep + 2) * (2 * weights + sum(b.numel() for b in model.buffers()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The exceptions that tools turn into an exit code."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         printable = message.encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates are not
         super().__init__(" ".join(printable.splitlines()))
+
+
+class Preempted(Exception):
+    """The run was asked to stop and wrote a checkpoint; tools exit with code 75 (EX_TEMPFAIL: try again)."""

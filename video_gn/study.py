@@ -39,7 +39,10 @@ from video_gn.plots import read_epochs
 
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
 RESERVED = {"seed", "output_dir"}  # the study's own
-SAME_RESULT = FREE_TO_CHANGE | {"output_dir", "device", "resume", "train.log_every", "checkpoint.every_epochs"}
+SAME_RESULT = FREE_TO_CHANGE | {
+    *("output_dir", "device", "resume", "train.log_every", "train.max_bad_steps"),
+    *("checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
+}
 """Values that two runs of one cell and seed may differ in."""
 
 

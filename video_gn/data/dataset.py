@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -59,15 +62,35 @@ class ClipSpec:
 class _Videos(Dataset[Clips]):
     """A list of videos under a root; with `decoder` "image", of images, which are videos of one frame."""
 
+    quarantine: Mapping[str, str] = MappingProxyType({})
+    """By path as in the list, why a video is not even opened: it counts as unreadable."""
+    reading: np.ndarray | None = None
+    """uint8: the path, as in the list, of the video in use, then zeros; a worker shares it with the main process."""
+
     def __init__(self, records: Sequence[Record], root: str, decoder: str, spec: ClipSpec) -> None:
         self.records = records
         self.root = root
         self.decoder = decoder
         self.spec = spec
 
-    def _open(self, index: int) -> VideoReader:
-        path = video_path(self.records[index], self.root)
-        return ImageReader(path) if self.decoder == "image" else open_video(path, self.decoder)
+    @contextmanager
+    def _open(self, index: int) -> Iterator[VideoReader]:
+        record = self.records[index]
+        path = video_path(record, self.root)
+        if record.path in self.quarantine:
+            raise VideoError(path, f"in quarantine: {self.quarantine[record.path]}")
+        self._note(record.path)
+        try:
+            with open_file(path, self.decoder) as video:
+                yield video
+        finally:
+            self._note("")
+
+    def _note(self, path: str) -> None:
+        if self.reading is not None:
+            name = np.frombuffer(os.fsencode(path)[: len(self.reading)], np.uint8)
+            self.reading[: len(name)] = name
+            self.reading[len(name) :] = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -204,6 +227,11 @@ class TestClips(_Videos):
         except VideoError as error:
             return self._nothing(index, [error])
         return Clips(index, self.records[index].label, frames, positions.reshape(self.clips, -1), views)
+
+
+def open_file(path: str, decoder: str) -> VideoReader:
+    """Open a video; with `decoder` "image", an image. Raises as `open_video`."""
+    return ImageReader(path) if decoder == "image" else open_video(path, decoder)
 
 
 def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View]]:

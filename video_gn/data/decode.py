@@ -21,20 +21,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import logging
 import operator
 import os
 import re
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, suppress
-from itertools import chain, dropwhile, islice, pairwise
+from itertools import chain, dropwhile, islice, pairwise, zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 
+from video_gn.data.stores import fetch, is_url
 from video_gn.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ _REMEDIES = {
 }
 _MP4_OR_MATROSKA = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3", re.DOTALL)
 _CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
+_HELD_BYTES = 128 << 20  # of frames, where all of a video are read
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
 
 
@@ -61,6 +64,10 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class NotFetched(VideoError):
+    """A file of a store that cannot be reached or refuses: nothing is known of the file."""
 
 
 class VideoReader(AbstractContextManager["VideoReader"]):
@@ -114,6 +121,25 @@ class VideoReader(AbstractContextManager["VideoReader"]):
         row = {index: n for n, index in enumerate(wanted)}
         return frames[[row[i] for i in indices]]
 
+    def frames(self) -> Iterator[np.ndarray]:
+        """All frames in order, uint8 RGB (height, width, 3). Nothing may be read until the iterator is done.
+
+        At most 128 MiB of frames are held.
+
+        Raises:
+            VideoError: if a frame cannot be decoded, or there are others than num_frames announced.
+        """
+        announced = self.num_frames
+        chunk = max(1, _HELD_BYTES // (self.height * self.width * 3))
+        for start in range(0, announced, chunk):
+            frames = self.read(range(start, min(start + chunk, announced))).numpy()
+            self._check_count(announced)
+            yield from frames
+
+    def _check_count(self, announced: int) -> None:
+        if self.num_frames != announced:
+            raise VideoError(self.path, f"announces {announced} frames, and {self.num_frames} can be decoded")
+
     @abstractmethod
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         """Fill out (len(indices), h, w, 3) with the boxes of these frames: sorted, distinct, at least one."""
@@ -129,24 +155,41 @@ class VideoReader(AbstractContextManager["VideoReader"]):
 def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoReader:
     """Open a video file with one of DECODERS.
 
+    Args:
+        path: a file, or an fsspec URL, whose file is held in memory as a whole.
+
     Raises:
-        VideoError: if the file is missing, empty, not a video, or shows no frame.
+        VideoError: if the file is missing, empty, not a video, or shows no frame; NotFetched if its store fails.
         UserError: if the decoder is unknown or not installed.
     """
     check_decoder(decoder)
     path = os.fspath(path)
-    suits_torchcodec = _MP4_OR_MATROSKA.match(_head(path))
+    data = read_bytes(path) if is_url(path) else None
+    suits_torchcodec = _MP4_OR_MATROSKA.match(_head(path) if data is None else data[:8])
     if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
         decoder = "pyav"
     if decoder == "torchcodec" and not suits_torchcodec:
         raise VideoError(path, "torchcodec is right in MP4, MOV, Matroska and WebM only; use auto or pyav")
-    readers: dict[str, Callable[[str], VideoReader]] = {
+    readers: dict[str, Callable[[str, bytes | None], VideoReader]] = {
         "auto": _AutoReader,
         "torchcodec": _TorchcodecReader,
         "pyav": _PyAVReader,
         "decord": _DecordReader,
     }
-    return readers[decoder](path)
+    return readers[decoder](path, data)
+
+
+def read_bytes(url: str) -> bytes:
+    """A file of an object store. Raises VideoError where it is missing or empty, NotFetched where it does not come."""
+    try:
+        data = fetch(url)
+    except FileNotFoundError:
+        raise VideoError(url, "no such file") from None
+    except OSError as error:
+        raise NotFetched(url, str(error)) from error
+    if not data:
+        raise VideoError(url, "empty file (0 bytes)")
+    return data
 
 
 def check_decoder(decoder: str) -> None:
@@ -212,9 +255,10 @@ def _reading(path: str) -> Iterator[None]:
 class _AutoReader(VideoReader):
     """torchcodec, and PyAV from the first thing that torchcodec cannot do with this file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: bytes | None) -> None:
+        self._data = data
         try:
-            self._reader: VideoReader = _TorchcodecReader(path)
+            self._reader: VideoReader = _TorchcodecReader(path, data)
         except VideoError as error:
             self._reader = self._fall_back(error)
 
@@ -224,7 +268,7 @@ class _AutoReader(VideoReader):
     def _fall_back(self, error: VideoError) -> VideoReader:
         if _load("pyav") is None:
             raise error
-        reader = _PyAVReader(error.path)
+        reader = _PyAVReader(error.path, self._data)
         _warn_once(error.path, error.reason)
         return reader
 
@@ -255,11 +299,11 @@ def _warn_once(path: str, reason: str) -> None:
 class _TorchcodecReader(VideoReader):
     decoder = "torchcodec"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: bytes | None) -> None:
         self.path = path
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": "cpu", "seek_mode": "exact"}
         with _reading(self.path):
-            self._video = _load("torchcodec").VideoDecoder(os.path.abspath(path), **options)
+            self._video = _load("torchcodec").VideoDecoder(data or os.path.abspath(path), **options)
             first = self._video.get_frame_at(0)
         # Where the timestamps are not those of the frames, this frame is not the first one it has counted.
         seen, counted = first.pts_seconds, self._video.metadata.begin_stream_seconds
@@ -287,8 +331,25 @@ class _OutOfStep(Exception):
     """The frames that come out are not those that the packets' timestamps announce."""
 
 
+def _is_unreferenced(packet: Any, bytes_of_size: int) -> bool:
+    """Whether no other frame refers to this packet's: H.264's nal_ref_idc (7.4.1) is 0 in all its units.
+
+    Each unit follows its size (ISO/IEC 14496-15). False where the sizes do not add up.
+    """
+    data, at = memoryview(packet), 0
+    while at + bytes_of_size < len(data):
+        start = at + bytes_of_size
+        if data[start] & 0x60:
+            return False
+        at = start + int.from_bytes(data[at:start], "big")
+    return at == len(data)
+
+
 class _PyAVReader(VideoReader):
     """Seeks by the packets' timestamps as long as the frames that come out bear them, one by one.
+
+    H.264's frames that are not wanted and that no other refers to are not decoded. In a damaged file FFmpeg may
+    make something else of a frame then: it mends pictures with others that it has decoded.
 
     Where timestamps are missing, repeated or those of decoding (AVI), and where frames get lost, frame i is
     the i-th that comes out when the file is decoded from its start.
@@ -296,15 +357,16 @@ class _PyAVReader(VideoReader):
 
     decoder = "pyav"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: bytes | None) -> None:
         self.path = path
+        self._data = data
         self._av = _load("pyav")
         self._container: Any = None
         self._rgb = importlib.import_module("av.video.reformatter").VideoReformatter()
         try:
             with _reading(self.path):
                 self._rewind()
-                self._pts, self._keyframes = self._timestamps()
+                self._pts, self._keyframes, self._unreferenced = self._timestamps()
                 first = next(self._frames(self._keyframe(0)), None) if self._pts else None
                 if first is None or first.pts != self._pts[0]:
                     self._pts = []
@@ -325,8 +387,8 @@ class _PyAVReader(VideoReader):
     def _rewind(self) -> None:
         """Open the file (again): the one way to its start that works in every container."""
         self.close()
-        # Some files carry tags that are not UTF-8.
-        self._container = self._av.open(os.path.abspath(self.path), metadata_errors="replace")
+        file = io.BytesIO(self._data) if self._data else os.path.abspath(self.path)
+        self._container = self._av.open(file, metadata_errors="replace")  # some tags are not UTF-8
         self._stream = stream = self._container.streams.best("video")
         if stream is None or stream.disposition & self._av.stream.Disposition.attached_pic:
             raise VideoError(self.path, "no video stream")
@@ -334,16 +396,24 @@ class _PyAVReader(VideoReader):
             raise VideoError(self.path, "no decoder for its codec")
         stream.codec_context.thread_count = 1
 
-    def _timestamps(self) -> tuple[list[int], list[int]]:
-        """Sorted timestamps of frames and of keyframes; empty where packets do not bear the frames' own."""
+    def _timestamps(self) -> tuple[list[int], list[int], set[int]]:
+        """Timestamps: sorted ones of frames and of keyframes; those of frames that no other frame refers to.
+
+        Empty where packets do not bear the frames' own.
+        """
         packets = [p for p in self._container.demux(self._stream) if p.size]  # the last one only flushes
         shown = [p.pts for p in packets if not p.is_discard]
         if any(p.pts is None for p in packets) or len(set(shown)) < len(shown):
-            return [], []
+            return [], [], set()
         pts = sorted(shown)
         if pts == shown and self._stream.codec_context.has_b_frames:
-            return [], []  # B-frames are not stored in the order shown: these are times of decoding
-        return pts, sorted(p.pts for p in packets if p.is_keyframe)
+            return [], [], set()  # B-frames are not stored in the order shown: these are times of decoding
+        context = self._stream.codec_context
+        unreferenced: set[int] = set()
+        if context.name == "h264" and (context.extradata or b"")[:1] == b"\1":  # avcC, as MP4 and Matroska have it
+            bytes_of_size = (context.extradata[4] & 3) + 1
+            unreferenced = {p.pts for p in packets if _is_unreferenced(p, bytes_of_size)}
+        return pts, sorted(p.pts for p in packets if p.is_keyframe), unreferenced
 
     def _keyframe(self, index: int) -> int | None:
         """Timestamp of the keyframe from which frame `index` can be decoded; None is the file's start."""
@@ -372,10 +442,11 @@ class _PyAVReader(VideoReader):
         self._rewind()
         return self._container.demux(self._stream)
 
-    def _frames(self, keyframe: int | None = None) -> Iterator[Any]:
-        """Frames in the order shown, as far as the decoder knows it."""
+    def _frames(self, keyframe: int | None = None, skip: Set[int] = frozenset()) -> Iterator[Any]:
+        """Frames in the order shown, as far as the decoder knows it, without those of the timestamps `skip`."""
         for packet in self._packets(keyframe):
-            yield from packet.decode()
+            if packet.pts not in skip:
+                yield from packet.decode()
 
     def _by_timestamp(self, indices: list[int]) -> Iterator[Any]:
         """The frames of sorted indices; a seek where it saves decoding. Raises _OutOfStep."""
@@ -386,21 +457,23 @@ class _PyAVReader(VideoReader):
                 runs.append([])
             runs[-1].append(index)
         for run in runs:
-            keyframe = self._keyframe(run[0])
-            n = 0 if keyframe is None else bisect_left(self._pts, keyframe)
-            chosen = set(run)
-            for frame in self._frames(keyframe):
-                if keyframe is not None and frame.pts is not None and frame.pts < keyframe:
-                    continue  # shown before the keyframe: not all of these can be decoded
-                if n == len(self._pts) or frame.pts != self._pts[n]:
-                    raise _OutOfStep
-                if n in chosen:
-                    yield frame
-                if n == run[-1]:
-                    break
-                n += 1
-            else:
+            yield from self._run(run)
+
+    def _run(self, indices: list[int]) -> Iterator[Any]:
+        """The frames of sorted indices, after one seek. Raises _OutOfStep."""
+        keyframe = self._keyframe(indices[0])
+        n = 0 if keyframe is None else bisect_left(self._pts, keyframe)
+        wanted = {self._pts[i] for i in indices}
+        skip = self._unreferenced - wanted
+        due = [pts for pts in self._pts[n : indices[-1] + 1] if pts not in skip]
+        frames = self._frames(keyframe, skip)
+        if keyframe is not None:  # of those shown before the keyframe not all can be decoded
+            frames = (frame for frame in frames if frame.pts is None or frame.pts >= keyframe)
+        for pts, frame in zip_longest(due, islice(frames, len(due))):
+            if frame is None or frame.pts != pts:
                 raise _OutOfStep
+            if pts in wanted:
+                yield frame
 
     def _from_start(self, indices: list[int]) -> Iterator[Any]:
         """The frames of sorted indices, counted as they come out."""
@@ -421,9 +494,29 @@ class _PyAVReader(VideoReader):
 
     def _fill(self, out: np.ndarray, box: tuple[slice, slice], frames: Iterator[Any]) -> None:
         for target, frame in zip(out, frames, strict=True):
-            # One reformatter for all. A frame of another size is scaled to that of the first, as FFmpeg does.
-            image = self._rgb.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
-            target[:] = np.rot90(image, self._turns)[box]
+            target[:] = self._image(frame)[box]
+
+    def _image(self, frame: Any) -> np.ndarray:
+        # One reformatter for all. A frame of another size is scaled to that of the first, as FFmpeg does.
+        image = self._rgb.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(image, self._turns)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """As of every reader, but in one go: a file that is decoded from its start for each read is so once."""
+        announced = self.num_frames
+        indices = list(range(announced))
+        with _reading(self.path):
+            decoded = 0
+            try:
+                for frame in self._by_timestamp(indices) if self._pts else self._from_start(indices):
+                    yield self._image(frame)
+                    decoded += 1
+            except _OutOfStep:
+                self._pts = []
+                self._count()
+            else:
+                self.num_frames = decoded
+            self._check_count(announced)
 
     def close(self) -> None:
         if self._container is not None:
@@ -434,12 +527,14 @@ class _PyAVReader(VideoReader):
 class _DecordReader(VideoReader):
     decoder = "decord"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: bytes | None) -> None:
         self.path = path
         decord = _load("decord")
         decord.logging.set_level(decord.logging.QUIET)
         with _reading(self.path):
-            self._video = decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0), num_threads=1)
+            self._video = decord.VideoReader(
+                io.BytesIO(data) if data else os.path.abspath(path), ctx=decord.cpu(0), num_threads=1
+            )
             self.num_frames = len(self._video)
             self.height, self.width = self._video[0].shape[:2]
             self.fps = self._video.get_avg_fps() or None
@@ -447,8 +542,10 @@ class _DecordReader(VideoReader):
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         for start in range(0, len(indices), _CHUNK):
             with _reading(self.path):
-                batch = self._video.get_batch(indices[start : start + _CHUNK]).asnumpy()
-            out[start : start + _CHUNK] = batch[:, box[0], box[1]]
+                batch = self._video.get_batch(indices[start : start + _CHUNK])
+                # pytorchvideo makes decord give tensors, to all of the process.
+                pixels = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()
+            out[start : start + _CHUNK] = pixels[:, box[0], box[1]]
 
     def close(self) -> None:
         self._video = None

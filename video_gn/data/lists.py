@@ -23,6 +23,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from video_gn.console import say
+from video_gn.data import stores
 from video_gn.errors import UserError
 
 BLANKS = " \t"  # the separators beside the comma; every other character may stand in a path
@@ -33,6 +35,7 @@ KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 SECONDS = re.compile(r"[0-9]{1,6}")
 MAX_SHOWN = 20  # faults told one by one
 THREADS, FILES_A_TASK = 64, 64  # a look at a network disk is all waiting
+URLS_LOOKED_AT = 16  # of a list: a request each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,8 @@ class _BadLine(Exception):
 
 
 def find_list(list_path: str, root: str) -> Path:
-    """The list's own path: as given, else under ``root``. Raises UserError naming both places tried."""
-    places = [Path(list_path), Path(root) / list_path]
+    """The list's own path: as given, else under ``root``, where no URL. Raises UserError naming the places tried."""
+    places = [Path(list_path)] if stores.is_url(root) else [Path(list_path), Path(root) / list_path]
     for place in places:
         if place.is_file():
             return place
@@ -61,16 +64,24 @@ def find_list(list_path: str, root: str) -> Path:
     raise UserError(f"no file {list_path!r}: there is neither {tried}; correct the path or set data.root")
 
 
-def read_list(list_path: str, root: str, num_classes: int, class_names: list[str] | None = None) -> list[Record]:
+def read_list(
+    list_path: str,
+    root: str,
+    num_classes: int,
+    class_names: list[str] | None = None,
+    *,
+    absolute_paths: bool = False,
+) -> list[Record]:
     """The records of a list in the order of its lines; see the module's text for the format.
 
     Args:
         class_names: by label; what Kinetics' official csv needs and no other list.
+        absolute_paths: whether entries may lie outside of ``root``: be absolute, or URLs, or lead out of it by ``..``.
 
     Raises:
         UserError: a missing, empty or non-UTF-8 file, Kinetics' csv without ``class_names``; or all of its bad lines:
             without a label, with a label that is not an integer in [0, num_classes) or (Kinetics) a class name,
-            with an unbalanced quote, with a path that appears twice.
+            with an unbalanced quote, with a path that appears twice or leaves ``root``.
     """
     file = find_list(list_path, root)
     numbered = enumerate((raw.strip(BLANKS) for raw in _read_lines(file)), start=1)
@@ -84,15 +95,17 @@ def read_list(list_path: str, root: str, num_classes: int, class_names: list[str
         lines = lines[1:]
     elif len(columns) > 1 and columns[-1] == "label":
         lines = lines[1:]
-    records = _records(file, lines, fields, num_classes)
+    records = _records(file, lines, fields, num_classes, None if absolute_paths else root)
     if not records:
         raise UserError(f"{file} lists no video; write one a line, as `path label`")
     return records
 
 
 def video_path(record: Record, root: str) -> str:
-    """Where the video lies: the record's path under ``root``; an absolute path stays as it is."""
-    return os.path.join(root, record.path)
+    """Where the video lies, a path or URL: the record's path under ``root``; an absolute path or a URL stays."""
+    if stores.is_url(root) and not os.path.isabs(record.path) and not stores.is_url(record.path):
+        return stores.join(root, record.path)
+    return record.path if stores.is_url(record.path) else os.path.join(root, record.path)
 
 
 def read_class_names(path: str | None, root: str, num_classes: int) -> list[str]:
@@ -124,13 +137,17 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
     """Look for the file of every record; a bar on a terminal where that takes more than 2 seconds.
 
     A missing file is a fault of the list, unlike one that is there and cannot be decoded (data.max_unreadable).
+    Of a root that is a URL, 16 files are looked for.
 
     Raises:
-        UserError: how many files are missing, and the first 20 with their line numbers.
+        UserError: how many files are missing, and the first 20 with their line numbers; a store cannot be reached.
     """
+    if stores.is_url(root) and len(records) > URLS_LOOKED_AT:
+        say(f"{list_path}: of {len(records):,} files in {root}, {URLS_LOOKED_AT} are looked for")
+        records = [records[i * len(records) // URLS_LOOKED_AT] for i in range(URLS_LOOKED_AT)]
 
     def absent(some: list[Record]) -> list[Record]:
-        return [record for record in some if not os.path.isfile(video_path(record, root))]
+        return [record for record in some if not _is_file(video_path(record, root))]
 
     tasks = [records[i : i + FILES_A_TASK] for i in range(0, len(records), FILES_A_TASK)]
     missing: list[Record] = []
@@ -150,6 +167,18 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
         )
 
 
+def _is_file(path: str) -> bool:
+    if not stores.is_url(path):
+        return os.path.isfile(path)
+    try:
+        stores.fetch_new(path, first=1)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot reach {path}: {error}; check data.root, the network and the store's keys") from None
+    return True
+
+
 def _read_lines(file: Path) -> list[str]:
     """Lines of a UTF-8 file. Not str.splitlines, which also cuts at characters that a path may contain."""
     try:
@@ -163,9 +192,13 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _records(
-    file: Path, lines: list[tuple[int, str]], fields: Callable[[str], tuple[str, str]], num_classes: int
+    file: Path,
+    lines: list[tuple[int, str]],
+    fields: Callable[[str], tuple[str, str]],
+    num_classes: int,
+    root: str | None,
 ) -> list[Record]:
-    """Numbered lines -> records. Raises UserError for all bad lines at once."""
+    """Numbered lines -> records, none outside of `root`. Raises UserError for all bad lines at once."""
     records: list[Record] = []
     first_seen: dict[str, int] = {}  # path -> line number
     faults: list[str] = []
@@ -175,6 +208,8 @@ def _records(
             if not path or not text:
                 raise _BadLine("a path and a label are needed; write `path label`")
             label = _label(text, num_classes)
+            if root is not None and _leaves(path, root):
+                raise _BadLine("the path leaves data.root; write it relative to that, or set data.absolute_paths=true")
             earlier = first_seen.setdefault(path, number)
             if earlier != number:
                 raise _BadLine(f"the path already stands in line {earlier}; remove one of the two")
@@ -234,6 +269,18 @@ def _kinetics_fields(columns: list[str], class_names: list[str]) -> Callable[[st
         return f"{youtube_id}_{int(start):06d}_{int(end):06d}.mp4", labels.get(name, name)
 
     return fields
+
+
+def _leaves(path: str, root: str) -> bool:
+    """Whether a path leads out of the root, by what is written: links are followed wherever they lead."""
+    if stores.is_url(path):
+        return True
+    if stores.is_url(root):  # stores have no folders to go up from; with "::" fsspec would read something else
+        return path[0] == "/" or "::" in path or ".." in path.split("/")
+    if path[0] != "/" and ".." not in path:
+        return False
+    top = os.path.abspath(root).rstrip("/") + "/"
+    return not f"{os.path.normpath(os.path.join(top, path))}/".startswith(top)
 
 
 def _label(text: str, num_classes: int) -> int:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
+from video_gn.errors import UserError
+
+LONGEST_PATH = 4096  # bytes; PATH_MAX of Linux
+TIMEOUT = 300.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -62,29 +75,142 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, position) for position in range(first, first + self.clips_per_gpu)]
 
 
-def train_loader(dataset: TrainClips, batches: TrainBatches, workers: int, device: torch.device) -> DataLoader[Clips]:
-    """Loader of this rank's training passes; yields lists of `Clips`."""
-    return _loader(dataset, batches, workers, device)
+class WorkerLost(UserError):
+    """A worker process crashed or hung. `videos`: the paths, as in the list, that it (they) had in use."""
+
+    def __init__(self, what: str, videos: Sequence[str]) -> None:
+        super().__init__(
+            f"{what}; in flight: {', '.join(videos) or 'no video'}; start again (training then checks these first), or "
+            "name them in data.quarantine"
+        )
+        self.videos = list(videos)
+
+
+class Loader(DataLoader):
+    """A DataLoader that knows which videos its workers have in use, so that `WorkerLost` can name them."""
+
+    known: ClassVar[list[Loader]] = []
+    """Those being iterated over, and those left since the last one began: an error may have left them."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset, workers: int, timeout: float, **options: Any) -> None:
+        self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
+        self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+        self.left = False
+        options["worker_init_fn"] = partial(_start_worker, self.pids, self.paths)
+        super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0, **options)
+
+    def __iter__(self) -> Iterator[list[Clips]]:  # type: ignore[override]
+        Loader.known = [loader for loader in Loader.known if not loader.left] + [self]
+        self.left = False
+        batches = super().__iter__()
+        try:
+            while True:
+                with naming_videos():
+                    items = next(batches, None)
+                if items is None:
+                    return
+                yield items
+        finally:
+            self.left = True
+
+    def in_use(self) -> dict[int, str]:
+        """Path of the video that each worker has in use ("" for none), by process id."""
+        paths = [os.fsdecode(row.numpy().tobytes().rstrip(b"\0")) for row in self.paths]
+        return {pid: path for pid, path in zip(self.pids.tolist(), paths, strict=True) if pid}
+
+
+@contextmanager
+def naming_videos() -> Iterator[None]:
+    """Turn torch's errors about its workers into `WorkerLost`; the stacks of workers that hang go to stderr.
+
+    A `Loader` does so while one waits for its batch. But the death of a worker is raised wherever the main thread
+    happens to be: put this around all that runs beside a loader.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).split("\n")[0].strip(" .\0")
+        if not what.startswith("DataLoader "):
+            raise
+        in_use = {pid: path for loader in Loader.known for pid, path in loader.in_use().items()}
+        lost = set(in_use)
+        if "timed out" in what:
+            _dump_stacks(in_use)
+        else:
+            lost -= {process.pid for process in multiprocessing.active_children()}
+        raise WorkerLost(what, sorted({in_use[pid] for pid in lost} - {""})) from None
+
+
+def _dump_stacks(in_use: dict[int, str]) -> None:
+    for pid, path in in_use.items():
+        say(f"worker {pid}, {path or 'no video'}, is at:")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+        time.sleep(0.2)  # it writes by itself
+
+
+def _start_worker(pids: Tensor, paths: Tensor, worker: int) -> None:
+    """Runs in a worker, first of all."""
+    faulthandler.register(signal.SIGUSR2, file=2)
+    # A scheduler that ends a job sends these to all of its processes; the main process decides.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker ends with the job's signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    paths[worker] = 0  # of the one before
+    pids[worker] = os.getpid()
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    dataset.reading = paths[worker].numpy()
+
+
+def _obey_parent() -> None:
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
+        pass  # of somebody else, while the parent lives
+    os._exit(0)
+
+
+def train_loader(
+    dataset: TrainClips, batches: TrainBatches, workers: int, device: torch.device, timeout: float = TIMEOUT
+) -> Loader:
+    """Loader of this rank's training passes; yields lists of `Clips`.
+
+    Args:
+        timeout: seconds that the caller waits for a batch before it takes the workers for hung.
+    """
+    return _loader(dataset, batches, workers, device, timeout)
 
 
 def eval_loader(
-    dataset: ValClips | TestClips, videos_per_batch: int, workers: int, device: torch.device, rank: int, ranks: int
-) -> DataLoader[Clips]:
+    dataset: ValClips | TestClips,
+    videos_per_batch: int,
+    workers: int,
+    device: torch.device,
+    rank: int,
+    ranks: int,
+    timeout: float = TIMEOUT,
+) -> Loader:
     """Loader of this rank's videos rank, rank + ranks, ...: each video on one rank, none twice."""
     mine = range(rank, len(dataset), ranks)
     batches = [list(mine[i : i + videos_per_batch]) for i in range(0, len(mine), videos_per_batch)]
     # A test video's frames are hundreds of MB: few wait in line. A validation batch is small.
     prefetch = 1 if isinstance(dataset, TestClips) else 2
-    return _loader(dataset, batches, workers, device, prefetch)
+    return _loader(dataset, batches, workers, device, timeout, prefetch)
 
 
 def _loader(
-    dataset: torch.utils.data.Dataset, batches: Iterable[list], workers: int, device: torch.device, prefetch: int = 2
-) -> DataLoader:
-    return DataLoader(
+    dataset: torch.utils.data.Dataset,
+    batches: Iterable[list],
+    workers: int,
+    device: torch.device,
+    timeout: float,
+    prefetch: int = 2,
+) -> Loader:
+    return Loader(
         dataset,
+        workers,
+        timeout,
         batch_sampler=batches,
-        num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         collate_fn=list,  # clips differ in size until the device has resized them
         pin_memory=device.type == "cuda",

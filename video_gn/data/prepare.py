@@ -40,8 +40,9 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from tqdm import tqdm
 
-from video_gn.data.decode import VideoError, VideoReader, check_decoder, open_video
+from video_gn.data.decode import VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
+from video_gn.data.stores import is_url
 from video_gn.errors import UserError
 
 MANIFEST = ("path", "source", "source_bytes", "source_mtime_ns", "sha256", "frames", "fps", "width", "height", "bytes")
@@ -51,7 +52,6 @@ OWN_FILES = ("manifest.csv", "quarantine.csv", "prepare.json")
 
 # Chosen by measurement, see docs/preparing.md. Without its macroblock tree x264 writes the same file each time.
 X264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "24", "g": "16", "bf": "0", "mbtree": "0"}
-CHUNK_BYTES = 128 << 20  # of RGB frames that one child holds at a time
 FPS_RANGE, DEFAULT_FPS = (1, 240), Fraction(25)  # the default where the source tells none, or none of a camera
 
 Row = dict[str, str]
@@ -77,7 +77,7 @@ def encode_video(source: str, target: Path, short_side: int) -> dict[str, Any]:
         expected = (video.num_frames, *prepared_size(video.height, video.width, short_side))
         partial = partial_of(target)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, frames_of(video), *expected[1:], fps)
+        _write(partial, video.frames(), *expected[1:], fps)
     with open_video(partial) as written:
         found = (written.num_frames, written.height, written.width)
     if found != expected:
@@ -102,24 +102,10 @@ def check_video(source: str) -> dict[str, Any]:
     Raises VideoError where `source` cannot be read to its end.
     """
     with open_video(source) as video:
-        frames = sum(1 for _ in frames_of(video))
+        frames = sum(1 for _ in video.frames())
         fps = round(float(video.fps), 6) if video.fps else ""
         duration = round(frames / video.fps, 3) if video.fps else ""
         return {"frames": frames, "fps": fps, "width": video.width, "height": video.height, "duration": duration}
-
-
-def frames_of(video: VideoReader) -> Iterator[np.ndarray]:
-    """All frames in order, uint8 RGB (height, width, 3); at most CHUNK_BYTES of them are held.
-
-    Raises VideoError where a frame cannot be decoded, or the decoder finds others than the file announced.
-    """
-    announced = video.num_frames
-    chunk = max(1, CHUNK_BYTES // (video.height * video.width * 3))
-    for start in range(0, announced, chunk):
-        frames = video.read(range(start, min(start + chunk, announced))).numpy()
-        if video.num_frames != announced:
-            raise VideoError(video.path, f"announces {announced} frames, and {video.num_frames} can be decoded")
-        yield from frames
 
 
 def prepared_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -201,6 +187,8 @@ def prepare_list(
     begun = time.monotonic()
     if short_side < 16 or short_side % 2:
         raise UserError(f"the short side {short_side} is not an even number from 16; choose one, such as 256")
+    if is_url(root):
+        raise UserError(f"videos are prepared from a folder, not from {root}; copy them to a disk first")
     _check_encoder()
     file, records = _read(list_path, root)
     videos = plan(records, root)
@@ -264,7 +252,7 @@ def _read(list_path: str, root: str) -> tuple[Path, list[Record]]:
         table = csv.DictReader(lines)
         if KINETICS_COLUMNS.issubset(table.fieldnames or ()):  # its labels are names
             names = {(row["label"] or "").strip() for row in table}
-    return file, read_list(str(file), root, 10**18, sorted(names))
+    return file, read_list(str(file), root, 10**18, sorted(names), absolute_paths=True)
 
 
 def _check_encoder() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import zipfile
 from collections.abc import Callable
@@ -13,17 +14,26 @@ import torch
 from video_gn.errors import UserError
 
 Checkpoint = dict[str, Any]
-"""model, optimizer, step, best_error, config (nested dict of the resolved config), lists (see `train.fingerprint`)."""
+"""model, optimizer, step, best_error, config (nested dict of the resolved config), lists (see `train.fingerprint`) and
+loop (what else `train.Trainer` needs to go on)."""
 
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LAST, BEST = "last.pt", "best.pt"
 
 
-def save_last(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `last.pt`; the one before becomes `previous.pt`. A kill at any moment leaves a whole one of the two."""
+def save_last(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
+    """Write `last.pt`; the ones before become `previous.pt`, `previous_2.pt`, ..., so that `keep` stay.
+
+    A kill at any moment leaves as many whole ones as there were, but for the oldest.
+    """
     temporary = _write_beside(folder / LAST, lambda file: torch.save(checkpoint, file))
-    if (folder / LAST).exists():
-        os.replace(folder / LAST, folder / PREVIOUS)
+    names = [LAST, *map(_previous, range(1, keep))]
+    for newer, older in reversed(list(itertools.pairwise(names))):
+        if (folder / newer).exists():
+            os.replace(folder / newer, folder / older)
     os.replace(temporary, folder / LAST)
+    for path in _newest_first(folder):
+        if path.name not in names:  # `keep` was larger before
+            path.unlink()
     _sync_folder(folder)
 
 
@@ -56,31 +66,37 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"{path}: damaged or not a checkpoint ({reason:.120}); use another one of the run") from None
     if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= set(checkpoint):
         raise UserError(f"{path}: not a checkpoint of video_gn (no model, config and step in it)")
+    model = checkpoint["model"]
+    whole = isinstance(checkpoint["config"], dict) and isinstance(model, dict)
+    if not whole or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in model.items()):
+        raise UserError(f"{path}: not a checkpoint of video_gn (its config or model is something else)")
     return checkpoint
 
 
 def exists(folder: Path) -> bool:
     """Whether a run's folder of checkpoints holds one to go on from, whole or not."""
-    return any((folder / name).exists() for name in (LAST, PREVIOUS))
+    return bool(_newest_first(folder))
 
 
 def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint of a run to go on from; None where there is none at all.
 
-    A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never takes the place of a whole one.
+    A damaged one is set aside as `last.pt.damaged` (or so), so that it never takes the place of a whole one.
 
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    paths = _newest_first(folder)
     for path in paths:
         try:
             checkpoint = load(path)
         except UserError as error:
             warn(f"warning: {error}")
             continue
-        if path.name != LAST and (folder / LAST).exists():
-            os.replace(folder / LAST, folder / f"{LAST}.damaged")
+        if path != paths[0]:
+            warn(f"going on from {path.name}, after step {checkpoint['step']}")
+            for damaged in paths[: paths.index(path)]:
+                os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
         return checkpoint
     if paths:
         raise UserError(f"{folder}: no checkpoint is whole; start again in another output_dir")
@@ -100,6 +116,17 @@ def load_model(model: torch.nn.Module, checkpoint: Checkpoint, source: str) -> N
             shapes = f"{list(theirs[key].shape)}, configured {list(ours[key].shape)}"
             raise UserError(f"{source}: weights of another network ({key} is {shapes}); match the model section")
     model.load_state_dict(theirs)
+
+
+def _previous(number: int) -> str:
+    """Name of the checkpoint that is `number` older than `last.pt`."""
+    return "previous.pt" if number == 1 else f"previous_{number}.pt"
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The files a run may go on from, whole or not."""
+    numbers = [int(path.stem.partition("_")[2] or 1) for path in folder.glob("previous*.pt")]
+    return [path for path in (folder / LAST, *(folder / _previous(n) for n in sorted(numbers))) if path.exists()]
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:

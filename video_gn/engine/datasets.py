@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from video_gn.config import Config
+from video_gn.console import say
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import read_image_folder
-from video_gn.data.lists import Record, check_files, read_class_names, read_list
+from video_gn.data.lists import Record, check_files, find_list, read_class_names, read_list
 from video_gn.engine.distributed import World
+from video_gn.engine.unreadable import QUARANTINE
+from video_gn.errors import UserError
 
 
 def read_records(config: Config, name: str, world: World) -> list[Record]:
-    """The records of a list or an image folder, checked on rank 0 for all ranks.
+    """The records of a list or an image folder, checked on rank 0 for all ranks; those of data.quarantine too.
 
     Raises:
-        UserError: it is missing or malformed, or files of it are missing.
+        UserError: it is missing or malformed, or files of it are missing that are not in quarantine.
     """
     return world.first(lambda: _read_records(config, name))
+
+
+def read_train_records(config: Config, world: World) -> list[Record]:
+    """The records to train on: those of data.train_list that are not in data.quarantine. Raises as `read_records`."""
+    records = read_records(config, config.data.train_list, world)
+    if config.data.quarantine is None:
+        return records
+    bad = world.first(lambda: quarantine(config))
+    good = [record for record in records if record.path not in bad]
+    if not good:
+        raise UserError(
+            f"all {len(records)} training videos are in data.quarantine {config.data.quarantine}; mend them"
+        )
+    if world.is_main:
+        say(f"{len(records) - len(good)} of {len(records)} training videos left out: {config.data.quarantine}")
+    return good
+
+
+def quarantine(config: Config) -> dict[str, str]:
+    """By path as in the list, the reason of each video in data.quarantine."""
+    name = config.data.quarantine
+    return {} if name is None else _read_report(find_list(name, config.data.root))
+
+
+def _run_quarantine(config: Config) -> dict[str, str]:
+    """That, and the videos that crashed a worker of this run or made it hang."""
+    file = Path(config.output_dir) / QUARANTINE
+    return quarantine(config) | (_read_report(file) if file.exists() else {})
+
+
+def _read_report(file: Path) -> dict[str, str]:
+    from video_gn.data.prepare import read_report  # with PyAV, which not every run needs
+
+    return read_report(file)
 
 
 def _read_records(config: Config, name: str) -> list[Record]:
@@ -26,45 +65,54 @@ def _read_records(config: Config, name: str) -> list[Record]:
         return read_image_folder(name, data.root, config.model.num_classes)
     classes = config.model.num_classes
     class_names = None if data.class_names is None else read_class_names(data.class_names, data.root, classes)
-    records = read_list(name, data.root, classes, class_names)
-    check_files(records, data.root, name)
+    records = read_list(name, data.root, classes, class_names, absolute_paths=data.absolute_paths)
+    bad = quarantine(config)
+    check_files([record for record in records if record.path not in bad], data.root, name)
     return records
 
 
 def train_dataset(config: Config, records: list[Record]) -> TrainClips:
     """Random clips or images with training augmentation."""
     data = config.data
-    return TrainClips(
+    clips = TrainClips(
         records,
         data.root,
-        _decoder(config),
+        decoder(config),
         clip_spec(config),
         seed=config.seed,
         max_unreadable=data.max_unreadable,
         clips_per_video=data.clips_per_video,
     )
+    clips.quarantine = _run_quarantine(config)
+    return clips
 
 
 def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
     """What the monitored error is of: one random clip a video (Figure 7), the center crop of an image (section 4.1)."""
+    clips: ValClips | TestClips
     if config.data.kind == "images":
-        return test_dataset(config, records)
-    return ValClips(records, config.data.root, _decoder(config), clip_spec(config), seed=config.seed)
+        clips = test_dataset(config, records)
+    else:
+        clips = ValClips(records, config.data.root, decoder(config), clip_spec(config), seed=config.seed)
+    clips.quarantine = _run_quarantine(config)
+    return clips
 
 
 def test_dataset(config: Config, records: list[Record]) -> TestClips:
     """All clips and views of the configured test."""
     test = config.test
-    return TestClips(
+    clips = TestClips(
         records,
         config.data.root,
-        _decoder(config),
+        decoder(config),
         clip_spec(config),
         views=test.views,
         clips=test.clips,
         clip_starts=test.clip_starts,
         short_side=test.short_side,
     )
+    clips.quarantine = quarantine(config)
+    return clips
 
 
 def clip_spec(config: Config) -> ClipSpec:
@@ -89,5 +137,6 @@ def memory_format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.dims == 2 else torch.channels_last_3d
 
 
-def _decoder(config: Config) -> str:
+def decoder(config: Config) -> str:
+    """What opens the files: data.decoder, or "image"."""
     return "image" if config.data.kind == "images" else config.data.decoder

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from video_gn.console import say
+from video_gn.engine.peers import FIRST_SUM, HELP, Peers, deadline, facts_of, greeting
 from video_gn.errors import UserError
 
 T = TypeVar("T")
+
+COLLECTIVES = timedelta(minutes=30)
+"""For any one collective. Long: the others wait while rank 0 checks lists, fetches weights or writes a checkpoint, and
+for the slowest share of an evaluation. Whether a rank still lives is found out apart from it, in seconds (`Peers`)."""
 
 
 @dataclass(frozen=True)
@@ -89,35 +95,73 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", settings: Mapping[str, Any] | None = None) -> Iterator[World]:
     """Join the process group that torchrun's environment variables describe, for the length of a `with`.
+
+    Rank 0 tells who is there. A rank that is lost later ends all processes within a minute.
 
     Args:
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
+        settings: the config, nested, which must be the same on all ranks.
+
+    Raises:
+        UserError: there is no such device; ranks did not come, or differ in settings, code, torch, NCCL or backend.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: this torch sees no GPU; set device=cpu or device=auto, or check the driver")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device != "cpu" and torch.cuda.is_available():
-        local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local_rank >= gpus:
-            raise UserError(
-                f"local rank {local_rank} has no GPU of its own, this machine has {gpus}; start {gpus} a node"
-            )
-        place = torch.device("cuda", local_rank)
-        torch.cuda.set_device(place)
-    else:
-        place = torch.device("cpu")
+    place = _device(device)
     if place.type == "cuda" and rank == 0 and (hazard := conv3d_hazard(torch.__version__)):
         say(hazard)
-    opens = size > 1 and not dist.is_initialized()  # one within another shares the group
-    if opens:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    ranks = World(rank, size, place)
+    if size == 1 or dist.is_initialized():  # one within another shares the group
+        yield ranks
+        return
+    peers = Peers(rank, size)
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    everyone = peers.meet(facts_of(place, backend, settings or {}))
     try:
-        yield World(rank, size, place)
-    finally:
-        if opens:
-            dist.destroy_process_group()
+        with peers.watched():
+            try:
+                _connect(ranks, peers, backend)
+                if ranks.is_main:
+                    say(greeting(everyone))
+                yield ranks
+            finally:
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+    except RuntimeError as error:
+        if any(words in str(error) for words in ("Connection closed by peer", "Connection reset", "ncclRemoteError")):
+            say(f"{peers.name}: another rank broke off; its own error, further up or on its host, is the cause")
+        raise
+
+
+def _device(device: str) -> torch.device:
+    """The device of this process."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: this torch sees no GPU; set device=cpu or device=auto, or check the driver")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(f"local rank {local_rank} has no GPU of its own, this machine has {gpus}; start {gpus} a node")
+    place = torch.device("cuda", local_rank)
+    torch.cuda.set_device(place)
+    return place
+
+
+def _connect(ranks: World, peers: Peers, backend: str) -> None:
+    """Open the process group and try it with a first all-reduce, which has a time-out of its own."""
+    message = (
+        f"{peers.name}: all {ranks.size} ranks are there, but their first all-reduce over {backend} did not end within "
+        f"{FIRST_SUM:.0f} s: they do not reach each other's ports, or use the wrong network interface; {HELP}"
+    )
+    with deadline(FIRST_SUM, message):
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", peers.store), rank=ranks.rank, world_size=ranks.size,
+            timeout=COLLECTIVES,
+        )  # fmt: skip
+        total = int(ranks.sum(torch.ones(1, device=ranks.device)))
+    if total != ranks.size:
+        raise RuntimeError(f"the first all-reduce of {ranks.size} ones gave {total}")
 
 
 def share_cores(device: torch.device, workers: int) -> None:

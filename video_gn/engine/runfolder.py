@@ -19,8 +19,15 @@ from video_gn.engine.checkpoint import Checkpoint
 from video_gn.errors import UserError
 
 FREE_TO_CHANGE = {
-    *("data.root", "data.train_list", "data.val_list", "data.test_list", "data.class_names"),  # lists: by content
-    *("data.workers", "data.max_unreadable"),
+    *(
+        "data.root",
+        "data.absolute_paths",
+        "data.train_list",
+        "data.val_list",
+        "data.test_list",
+        "data.class_names",
+    ),  # lists: by content
+    *("data.workers", "data.max_unreadable", "data.timeout", "data.quarantine"),
 }
 """Values of the model, data and optim sections that do not change what a run computes."""
 
@@ -38,10 +45,11 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
     folder = Path(config.output_dir)
     state = _resumable(folder, config, lists)
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        ckpt.write_text(folder / "config.yaml", to_yaml(config))  # first: it tells the next start whose folder this is
+        (folder / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot make the run's folder ({error.strerror}); set output_dir") from None
-    ckpt.write_text(folder / "config.yaml", to_yaml(config))
     facts = environment() | {"derived": derived or {}}
     ckpt.write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
     return state
@@ -49,8 +57,8 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
     """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
+    if not folder.is_dir() or all(path.name == ".config.yaml.tmp" for path in folder.iterdir()):
+        return None  # at most, a start was killed before it had written the first file
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
     if config.resume == "never":
@@ -59,7 +67,7 @@ def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoin
     if state is None:  # it ended before its first checkpoint
         _check_same_experiment(folder, load_config(folder / "config.yaml"), config)
         return None
-    if not {"optimizer", "best_error", "lists"} <= state.keys():
+    if not {"optimizer", "best_error", "lists", "loop"} <= state.keys():
         raise UserError(f"{folder}: its checkpoint has weights but no training state; choose another output_dir")
     old = parse_config(state["config"], source=f"{folder}: config of its checkpoint")
     _check_same_experiment(folder, old, config)

@@ -22,7 +22,7 @@ from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, read_class_names
-from video_gn.data.loader import eval_loader
+from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import memory_format, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
@@ -80,7 +80,8 @@ def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) 
     path = Path(checkpoint_path)
     state = ckpt.load(path)
     config = parse_config(state["config"], overrides, source=str(path))
-    with world(config.device) as ranks:
+    same = config.model_dump(mode="json") | {"checkpoint": {"step": state["step"]}}
+    with world(config.device, same) as ranks:
         result = _test(path, state, config, ranks)
     if result is not None:
         _check_unreadable(result, config)
@@ -131,19 +132,22 @@ class Scores:
 @torch.inference_mode()
 def score_videos(model: Network, config: Config, records: list[Record], world: World) -> Scores:
     """Score this rank's share of the videos."""
-    loader = eval_loader(test_dataset(config, records), 1, config.data.workers, world.device, world.rank, world.size)
+    dataset, data = test_dataset(config, records), config.data
+    loader = eval_loader(dataset, 1, data.workers, world.device, world.rank, world.size, data.timeout)
     window = model.feature_size(config.data.crop)
     precision = autocast(config.train.precision, world.device)
     scores = Scores()
-    for (item,) in tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True):
-        for error in item.unreadable:
-            scores.unreadable[item.index] = error.reason
-            say(f"video not scored: {error}")
-        if item.views:
-            with precision():
-                probabilities = score_video(model, item, config, window, world.device)
-            scores.rows[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
-            scores.clips += len(probabilities)
+    bar = tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True)
+    with naming_videos():
+        for (item,) in bar:
+            for error in item.unreadable:
+                scores.unreadable[item.index] = error.reason
+                say(f"video not scored: {error}")
+            if item.views:
+                with precision():
+                    probabilities = score_video(model, item, config, window, world.device)
+                scores.rows[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
+                scores.clips += len(probabilities)
     return scores
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +26,26 @@ from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import memory_format, read_records, train_dataset, val_dataset
+from video_gn.engine.datasets import (
+    decoder,
+    memory_format,
+    read_records,
+    read_train_records,
+    train_dataset,
+    val_dataset,
+)
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
+from video_gn.engine.preempt import Stop, stop_signals
 from video_gn.engine.profile import trace
 from video_gn.engine.runfolder import open_run
 from video_gn.engine.schedule import rate_factor
-from video_gn.engine.unreadable import Unreadable
+from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
 from video_gn.engine.writers import Writers, read_log
-from video_gn.errors import UserError
+from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
 from video_gn.models.inflate import initialize
 from video_gn.models.resnet import ResNet
@@ -48,26 +57,37 @@ def train(config: Config, world: World) -> None:
 
     Raises:
         UserError: the config, the lists, the videos or the run folder do not allow it.
+        Preempted: SIGTERM or SIGUSR1 came to a rank; there is a checkpoint of the step that it was in.
     """
     check_decoder(config.data.decoder)
-    train_records, val_records = (
-        read_records(config, name, world) for name in (config.data.train_list, config.data.val_list)
-    )
-    trainer = Trainer(config, world, train_records, val_records)
-    if trainer.step_done >= trainer.last_step:
-        if world.is_main:
-            say(f"{trainer.folder}: already trained for all {config.train.epochs} epochs; nothing to do")
-        return
-    with Writers(trainer.folder, trainer.step_done) if world.is_main else contextlib.nullcontext() as writers:
-        trainer.run(writers)
+    train_records = read_train_records(config, world)
+    val_records = read_records(config, config.data.val_list, world)
+    check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
+    with stop_signals() as stop:
+        trainer = Trainer(config, world, train_records, val_records, stop)
+        if trainer.epochs_done >= config.train.epochs:
+            if world.is_main:
+                say(f"{trainer.folder}: already trained for all {config.train.epochs} epochs; nothing to do")
+            return
+        log = Writers(trainer.folder, trainer.log_lines) if world.is_main else contextlib.nullcontext()
+        with log as writers, keep_in_flight(trainer.folder):
+            trainer.run(writers)
 
 
 class Trainer:
-    """State of a training run; `run` trains to the end."""
+    """State of a training run; `run` trains to the end.
 
-    def __init__(self, config: Config, world: World, train_records: list[Record], val_records: list[Record]) -> None:
+    A checkpoint is exact at any step without the state of a random number generator or of a sampler: clips are drawn
+    by functions of (seed, epoch, position), dropout by one of (seed, step, pass), and nothing else is random. Nor is
+    there a gradient scaler: bf16 has fp32's range.
+    """
+
+    def __init__(
+        self, config: Config, world: World, train_records: list[Record], val_records: list[Record], stop: Stop
+    ) -> None:
         self.config = config
         self.world = world
+        self.stop = stop
         self.folder = Path(config.output_dir)
         self.plan = plan_batches(config, len(train_records), world.size)
         self.lists = {"train": fingerprint(train_records), "val": fingerprint(val_records)}
@@ -88,8 +108,12 @@ class Trainer:
         self.val_clips = val_dataset(config, val_records)
 
         self.step_done = 0
+        self.epochs_done = 0  # evaluation and log line included
+        self.log_lines = 0
+        self.bad_steps = 0
         self.best_error = math.inf
-        self._resume()
+        self.interval = Interval(world.device)
+        self.epoch_meter = Meter(world.device)
         # Running statistics are averaged over ranks before they are used, so DDP need not send them at each pass.
         self.parallel: nn.Module = (
             DistributedDataParallel(self.model, broadcast_buffers=False) if world.size > 1 else self.model
@@ -97,49 +121,60 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.parallel) if config.train.compile else self.parallel
         )
+        self._resume()  # after DDP has given rank 0's running statistics to all ranks
 
     @property
     def last_step(self) -> int:
         return self.config.train.epochs * self.plan.steps_per_epoch
 
     def run(self, writers: Writers | None) -> None:
-        """Train from `step_done` to the last step; rank 0 passes `writers`."""
+        """Train from `step_done` to the end of the last epoch; rank 0 passes `writers`."""
         config, plan = self.config, self.plan
         if self.world.is_main:
             self._announce(writers)
         batches = self._train_batches(self.step_done, self.last_step)
         passes = iter(batches)
-        interval = Interval(self.world.device)
-        epoch_meter = Meter(self.world.device)
+        self.ahead = next(passes, None)
+        self.saved_at = time.monotonic()
+        self.interval.waited = batches.waited
+        self.interval.restart()
         traced = config.profile and self.world.is_main
         with self._progress_bar() as bar, trace(self.folder / "profile", self.world.device, traced) as step_traced:
-            while self.step_done < self.last_step:
-                epoch = self.step_done / plan.steps_per_epoch
-                self.step(passes, epoch, interval.meter)
+            while self.epochs_done < config.train.epochs:
+                if self.step_done == (self.epochs_done + 1) * plan.steps_per_epoch:
+                    self._end_epoch(writers)
+                    self.interval.restart()
+                    continue
+                stop, due = self.step(passes, self.step_done / plan.steps_per_epoch, self.interval.meter)
                 self.step_done += 1
                 bar.update()
                 step_traced()
                 end_of_epoch = self.step_done % plan.steps_per_epoch == 0
                 if end_of_epoch or self.step_done % config.train.log_every == 0:
-                    self.unreadable.share()
-                    self.world.sum(interval.meter.sums)
-                    epoch_meter.sums += interval.meter.sums
-                    self._log_interval(interval, batches, writers)
-                    interval = Interval(self.world.device, waited=batches.waited)
-                if end_of_epoch:
-                    self._end_epoch(self.step_done // plan.steps_per_epoch, epoch_meter, writers)
-                    epoch_meter = Meter(self.world.device)
-                    interval.restart()
+                    self._log_interval(batches, writers)
+                if stop:
+                    self._stop(writers)
+                if due and not end_of_epoch:
+                    self._save(writers)
 
-    def step(self, passes: Iterator[Batch], epoch: float, meter: Meter) -> None:
-        """One optimizer step: the forward and backward passes of this rank's share of the global batch."""
+    def step(self, passes: Iterator[Batch], epoch: float, meter: Meter) -> tuple[bool, bool]:
+        """One optimizer step: the forward and backward passes of this rank's share of the global batch.
+
+        A step with a loss or gradient that is not finite changes nothing, on no rank.
+
+        Returns whether the run shall stop, and whether a checkpoint is due: the same on all ranks.
+        """
         self.lr = self.plan.lr * rate_factor(self.config.optim, epoch, self.config.train.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
+        before, measured = self._copy_of_buffers(), Meter(self.world.device)
+        losses: list[Tensor] = []
+        videos: list[list[str]] = []
         for index in range(self.plan.passes):
-            batch = next(passes)
+            batch = self.ahead
+            assert batch is not None
             self._check_read(batch)
             # Dropout's randomness is keyed by the pass's place in the global batch, whichever rank runs it.
             place = index * self.world.size + self.world.rank
@@ -150,14 +185,59 @@ class Trainer:
                     logits = self.forward(batch.clips.contiguous(memory_format=self.memory_format))
                 loss = F.cross_entropy(logits.float(), batch.labels)
                 (loss / self.plan.passes).backward()
-            meter.add(logits, batch.labels, loss)
-        self.optimizer.step()
+            measured.add(logits, batch.labels, loss)
+            losses.append(loss.detach())
+            videos.append([self.train_clips.records[item.index].path for item in batch.items])
+            self.ahead = next(passes, None)  # on its way to the device while the host waits in _agree
+        bad, stop, due = self._agree(losses)
+        if bad:
+            self._set_buffers(before)
+            self._tell_bad_step(losses, videos)
+        else:
+            self.optimizer.step()
+            meter.sums += measured.sums
+        return stop, due
+
+    def _agree(self, losses: list[Tensor]) -> tuple[bool, bool, bool]:
+        """Over all ranks: whether a loss or gradient is not finite, whether to stop, whether a checkpoint is due."""
+        largest = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], math.inf)
+        bad = ~torch.stack([*losses, largest]).isfinite().all()
+        minutes = self.config.checkpoint.every_minutes
+        due = self.world.is_main and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        asked = torch.tensor([self.stop.requested, due], device=self.world.device)
+        flags = self.world.sum(torch.cat([bad[None], asked]).float()).tolist()  # sync point: once a step
+        return bool(flags[0]), bool(flags[1]), bool(flags[2])
+
+    def _tell_bad_step(self, losses: list[Tensor], videos: list[list[str]]) -> None:
+        """Name the videos of a step that is not applied, on all ranks together; too many such steps end the run."""
+        self.bad_steps += 1
+        mine = list(zip(torch.stack(losses).tolist(), videos, strict=True))
+        passes = [each for share in self.world.all_gather(mine) for each in share]
+        bad = [each for each in passes if not math.isfinite(each[0])]
+        what = f"its loss is {bad[0][0]}" if bad else "its gradient is not finite"
+        named = ", ".join(name for _, names in bad or passes for name in names)
+        if self.world.is_main:
+            say(f"step {self.step_done + 1} is not applied, {what}; its videos: {named}")
+        if self.bad_steps > self.config.train.max_bad_steps:
+            raise UserError(
+                f"{self.bad_steps} steps with a loss or gradient that is not finite, more than train.max_bad_steps "
+                f"{self.config.train.max_bad_steps}; lower optim.lr, add optim.warmup_epochs or look at the videos"
+            )
+
+    def _copy_of_buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    @torch.no_grad()
+    def _set_buffers(self, values: dict[str, Tensor]) -> None:
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(values[name])
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Averages, int]:
         """The monitored error: one clip a video under training augmentation, on all ranks together.
 
-        Returns the averages and the number of videos that could not be read (named on the console).
+        Returns the averages and the number of videos that could not be read (named on the console). Raises Preempted,
+        on all ranks, when one was asked to stop.
         """
         loader = eval_loader(
             self.val_clips,
@@ -166,12 +246,15 @@ class Trainer:
             self.world.device,
             self.world.rank,
             self.world.size,
+            self.config.data.timeout,
         )
         self.model.eval()
         meter = Meter(self.world.device)
-        unread = torch.zeros(1, device=self.world.device)
+        unread = 0
         batches = self._on_device(loader)
         for batch in tqdm(batches, "validating", len(loader), leave=False, disable=self._quiet):
+            if self.stop.requested:
+                break
             for item in batch.items:
                 for error in item.unreadable:
                     unread += 1
@@ -181,7 +264,10 @@ class Trainer:
                     logits = self.model(batch.clips.contiguous(memory_format=self.memory_format))
                 meter.add(logits, batch.labels)
         self.world.sum(meter.sums)
-        return Averages.of(meter.sums), int(self.world.sum(unread))
+        unread, stop = self.world.sum(torch.tensor([unread, self.stop.requested], device=self.world.device)).tolist()
+        if stop:
+            raise Preempted
+        return Averages.of(meter.sums), unread
 
     def _check_read(self, batch: Batch) -> None:
         """Count the unreadable videos of a training batch; a batch is short only when the list is nearly unreadable."""
@@ -205,7 +291,7 @@ class Trainer:
             rank=world.rank,
             ranks=world.size,
         )
-        loader = train_loader(self.train_clips, sampler, config.data.workers, world.device)
+        loader = train_loader(self.train_clips, sampler, config.data.workers, world.device, config.data.timeout)
         return self._on_device(loader)
 
     def _on_device(self, loader: Iterable[list[Clips]]) -> DeviceBatches:
@@ -213,22 +299,24 @@ class Trainer:
         dtype = autocast_dtype(self.config.train.precision, self.world.device)
         return DeviceBatches(loader, self.world.device, data.mean, data.std, self.config.dims, dtype)
 
-    def _log_interval(self, interval: Interval, batches: DeviceBatches, writers: Writers | None) -> None:
+    def _log_interval(self, batches: DeviceBatches, writers: Writers | None) -> None:
+        """Average over the steps since the last log line and begin anew."""
+        interval = self.interval
+        self.unreadable.share()
+        self.world.sum(interval.meter.sums)
+        self.epoch_meter.sums += interval.meter.sums
         averages = Averages.of(interval.meter.sums)  # sync point: once an interval
-        if not math.isfinite(averages.loss):
-            raise UserError(
-                f"the training loss is {averages.loss} at step {self.step_done}; "
-                "lower optim.lr or add optim.warmup_epochs"
-            )
         seconds = time.perf_counter() - interval.begin
         values = {
             "train/loss": averages.loss,
             "train/top1_error": averages.top1_error,
             "train/lr": self.lr,
-            "system/clips_per_second": averages.clips / seconds,
+            "system/clips_per_second": (averages.clips - interval.clips_before) / seconds,
             "system/data_wait": (batches.waited - interval.waited) / seconds,
             "system/memory_gib": peak_memory_gib(self.world.device),
+            "system/bad_steps": self.bad_steps,
         }
+        self.interval = Interval(self.world.device, waited=batches.waited)
         epoch = self.step_done / self.plan.steps_per_epoch
         if writers is not None:
             writers.write("train", self.step_done, epoch, values)
@@ -238,20 +326,26 @@ class Trainer:
                 f"{values['system/clips_per_second']:.1f} clips/s  data wait {100 * values['system/data_wait']:.0f} %"
             )
 
-    def _end_epoch(self, epoch: int, meter: Meter, writers: Writers | None) -> None:
-        """Evaluate and write checkpoints, where they are due."""
+    def _end_epoch(self, writers: Writers | None) -> None:
+        """Evaluate, log and write checkpoints, where they are due. The next start does it again if it was cut short."""
         config = self.config
+        epoch = self.epochs_done + 1
         last = epoch == config.train.epochs
         due = last or epoch % config.train.eval_every == 0
         save = last or epoch % config.checkpoint.every_epochs == 0
-        training = Averages.of(meter.sums)
+        training = Averages.of(self.epoch_meter.sums)
         values = {"epoch/train_loss": training.loss, "epoch/train_top1_error": training.top1_error}
         better = False
+        before = self._copy_of_buffers()
         if due or save:
             self._prepare_norms()
         if due:
-            with percentiles_of(self.model, config.train.percentiles_of) as percentiles:
-                averages, unread = self.evaluate()
+            try:
+                with percentiles_of(self.model, config.train.percentiles_of) as percentiles:
+                    averages, unread = self.evaluate()
+            except Preempted:
+                self._set_buffers(before)
+                self._stop(writers)
             values |= {
                 "val/loss": averages.loss,
                 "val/top1_error": averages.top1_error,
@@ -269,11 +363,12 @@ class Trainer:
                 )
         if writers is not None:
             writers.write("epoch", self.step_done, epoch, values)
-            if save or better:
-                self._save(save, better)
-        if last and writers is not None:
-            self._summarize(writers)
-        self.world.barrier()
+            if last:
+                self._summarize(writers)
+        self.epochs_done = epoch
+        self.epoch_meter = Meter(self.world.device)
+        if save or better:
+            self._save(writers, last=save, best=better)
 
     def _summarize(self, writers: Writers) -> None:
         """The figure that section 4.1 reports: the median of the last 5 epochs' errors."""
@@ -293,7 +388,20 @@ class Trainer:
             update_precise_bn(self.model, clips, number, self.autocast, quiet=self._quiet)
         average_running_statistics(self.model, self.world)
 
-    def _save(self, last: bool, best: bool) -> None:
+    def _stop(self, writers: Writers | None) -> NoReturn:
+        self._save(writers)
+        raise Preempted(f"{self.folder}: stopped after step {self.step_done} of {self.last_step}, with a checkpoint")
+
+    def _save(self, writers: Writers | None, *, last: bool = True, best: bool = False) -> None:
+        """Write last.pt or best.pt or both, on all ranks together. Each rank's running statistics are its own."""
+        self.unreadable.share()
+        buffers = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
+        ranks = self.world.gather({"interval": self.interval.meter.sums.cpu(), "buffers": buffers})
+        self.world.first(lambda: self._write(ranks, writers, last, best))
+        self.saved_at = time.monotonic()
+
+    def _write(self, ranks: list[dict[str, Any]], writers: Writers | None, last: bool, best: bool) -> None:
+        assert writers is not None
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -301,22 +409,42 @@ class Trainer:
             "best_error": self.best_error,
             "config": self.config.model_dump(mode="json"),
             "lists": self.lists,
+            "loop": {
+                "epochs_done": self.epochs_done,
+                "log_lines": writers.lines,
+                "bad_steps": self.bad_steps,
+                "epoch": self.epoch_meter.sums.cpu(),
+                "ranks": ranks,
+            },
         }
         folder = self.folder / "checkpoints"
-        if last:
-            ckpt.save_last(folder, state)
-        if best:
+        writers.sync()
+        if best:  # first: a kill before last.pt does this epoch's end again, one after it would leave best.pt behind
             ckpt.save(folder / ckpt.BEST, state)
+        if last:
+            ckpt.save_last(folder, state, self.config.checkpoint.keep)
 
     def _resume(self) -> None:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks; else `model.init_from`."""
         if not self.world.first(lambda: ckpt.exists(self.folder / "checkpoints")):
             self._initialize()  # first, so that weights which do not fit leave no folder behind
         state = self.world.first(lambda: open_run(self.config, self.lists, asdict(self.plan)))
-        if state is not None:
-            ckpt.load_model(self.model, state, str(self.folder))
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step_done, self.best_error = state["step"], state["best_error"]
+        if state is None:
+            return
+        ckpt.load_model(self.model, state, str(self.folder))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_done, self.best_error = state["step"], state["best_error"]
+        loop = state["loop"]
+        self.epochs_done, self.log_lines, self.bad_steps = (
+            loop[name] for name in ("epochs_done", "log_lines", "bad_steps")
+        )
+        self.epoch_meter.sums += loop["epoch"].to(self.world.device)
+        # Of another number of ranks, each share still counts once; the running statistics are then some rank's.
+        shares, rank = loop["ranks"], self.world.rank
+        self._set_buffers(shares[rank % len(shares)]["buffers"])
+        for share in shares[rank :: self.world.size]:
+            self.interval.meter.sums += share["interval"].to(self.world.device)
+        self.interval.clips_before = sum(int(share["interval"][3]) for share in shares)
 
     def _initialize(self) -> None:
         """Weights of `model.init_from`, read on rank 0, and what became of each."""
@@ -351,7 +479,7 @@ class Trainer:
         say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
         if self.step_done:
             say(f"resuming after step {self.step_done} of {self.last_step}")
-        elif writers is not None:
+        if writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
 
 
@@ -360,6 +488,7 @@ class Interval:
 
     def __init__(self, device: torch.device, waited: float = 0.0) -> None:
         self.meter = Meter(device)
+        self.clips_before = 0  # of `meter`, on all ranks: those of the process that this one goes on from
         self.waited = waited
         self.restart()
 

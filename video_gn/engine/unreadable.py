@@ -1,14 +1,24 @@
-"""Unreadable training videos: each is named once, and too many end the run."""
+"""Unreadable training videos: each is named once, and too many end the run.
+
+One that crashes a worker or makes it hang ends the run; before it goes on, the videos in flight are checked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from video_gn.console import say
-from video_gn.data.decode import VideoError
+from video_gn.data.dataset import open_file
+from video_gn.data.decode import NotFetched, VideoError
+from video_gn.data.lists import Record, video_path
+from video_gn.data.loader import WorkerLost, naming_videos
 from video_gn.engine.distributed import World
 from video_gn.errors import UserError
+
+IN_FLIGHT, QUARANTINE = "in_flight.txt", "quarantine.csv"  # in a run's folder
 
 
 class Unreadable:
@@ -61,3 +71,61 @@ class Unreadable:
                 f"{len(self.paths)} unreadable training videos, more than data.max_unreadable {self.limit}, such as "
                 f"{sorted(self.paths)[0]}; see {self.file}, mend the list or raise the limit"
             )
+
+
+@contextmanager
+def keep_in_flight(folder: Path) -> Iterator[None]:
+    """Put this around training: where a worker is lost, the videos that it had in use go into the run's folder."""
+    try:
+        with naming_videos():
+            yield
+    except WorkerLost as lost:
+        with suppress(OSError), (folder / IN_FLIGHT).open("a", encoding="utf-8", newline="") as file:
+            file.write("".join(f"{path}\n" for path in lost.videos))
+        raise
+
+
+def check_in_flight(folder: Path, root: str, decoder: str, seconds: float, world: World) -> None:
+    """Decode, on rank 0, what was in flight when this run lost a worker; call it on all ranks before training goes on.
+
+    Each video has a process of its own and `seconds`. The bad ones go into the run's quarantine.csv (path,reason): they
+    count as unreadable from now on, until they are deleted from it.
+    """
+    if world.first((folder / IN_FLIGHT).exists):
+        world.first(lambda: _check_in_flight(folder, root, decoder, seconds))
+
+
+def _check_in_flight(folder: Path, root: str, decoder: str, seconds: float) -> None:
+    from video_gn.data.prepare import in_children  # with PyAV, which not every run needs
+
+    text = (folder / IN_FLIGHT).read_bytes().decode("utf-8", "replace")
+    paths = sorted(set(text.split("\n")) - {""})
+    say(f"{len(paths)} videos were in flight when a worker of this run was lost; checking them")
+    calls = [(video_path(Record(path, 0), root), decoder) for path in paths]
+    bad = {}
+    for index, result in in_children(_decode, calls, None, seconds):
+        said = "good"
+        if isinstance(result, VideoError):
+            said = result.reason
+            if not isinstance(result, NotFetched):
+                bad[paths[index]] = said
+        say(f"{paths[index]}: {said}")
+    if bad:
+        _add_rows(folder / QUARANTINE, bad)
+    (folder / IN_FLIGHT).unlink()
+
+
+def _decode(path: str, decoder: str) -> None:
+    """Runs in a child process."""
+    with open_file(path, decoder) as video:
+        for _ in video.frames():
+            pass
+
+
+def _add_rows(file: Path, bad: dict[str, str]) -> None:
+    new = not file.exists()
+    with file.open("a", encoding="utf-8", newline="") as lines:
+        rows = csv.writer(lines)
+        if new:
+            rows.writerow(["path", "reason"])
+        rows.writerows(bad.items())

@@ -1,0 +1,145 @@
+"""The launch scripts: exit codes and restarts of torchrun.sh, and what slurm.sbatch asks of SLURM (played by stubs)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = "tools/launch/torchrun.sh"
+
+
+def launch(folder: Path, code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """torchrun.sh with a Python program of this text."""
+    (folder / "program.py").write_text(code)
+    with_defaults = {"PYTHON": sys.executable, "RANKS": "2", "RESTARTS": "2", "PORT": "0", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [SCRIPT, str(folder / "program.py"), str(folder), *arguments],
+        cwd=ROOT,
+        env=os.environ | with_defaults | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def starts(folder: Path) -> int:
+    return len(list(folder.glob("start*")))
+
+
+def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+    code = "from video_gn import cli\nfrom video_gn.errors import UserError\nimport os, sys, tempfile\n"
+    code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
+    code += "def main(): raise UserError('no such list')\ncli.run(main)\n"
+    process = launch(tmp_path, code)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert error.count("error: no such list") == 1
+    assert starts(tmp_path) == 2
+
+
+@pytest.mark.slow
+def test_a_failed_rank_is_started_again(tmp_path: Path) -> None:
+    """The first time rank 1 is killed; torchrun stops rank 0, which would wait for ever, and starts both."""
+    code = "import os, sys, time, tempfile, signal\n"
+    code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
+    code += "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+    code += "    if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(100)\n"
+    process = launch(tmp_path, code)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert starts(tmp_path) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_reaches_the_ranks_and_ends_the_job_with_75(tmp_path: Path, number: signal.Signals) -> None:
+    code = (
+        "import os, signal, sys, time\nfrom pathlib import Path\nfolder, rank = Path(sys.argv[1]), os.environ['RANK']\n"
+    )
+    code += "def stop(*_):\n    time.sleep(0.3)\n    (folder / f'saved{rank}').touch()\n    sys.exit(75)\n"
+    code += "signal.signal(signal.SIGTERM, stop)\n(folder / f'start{rank}').touch()\ntime.sleep(100)\n"
+    process = launch(tmp_path, code)
+    end = time.monotonic() + 60
+    while starts(tmp_path) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
+
+
+def test_nodes_without_a_head_and_no_command_are_mistakes(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHON": sys.executable}
+    two = subprocess.run([SCRIPT, "x.py"], cwd=ROOT, env=environment | {"NODES": "2"}, capture_output=True, text=True)
+    assert (two.returncode, two.stderr) == (2, "error: NODES=2 needs HEAD, the head node's name or address\n")
+    usage = subprocess.run([SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert usage.returncode == 2
+    assert usage.stderr.startswith("Run a tool on every GPU") and "RESTARTS" in usage.stderr
+
+
+# --- slurm.sbatch ---
+
+
+def slurm(folder: Path, srun: str) -> subprocess.Popen[str]:
+    """The batch script as SLURM's shell runs it, with a stub `srun` of this text."""
+    programs = {
+        "scontrol": 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; else echo "$@" >> asked; fi\n',
+        "srun": srun,
+    }
+    (folder / "bin").mkdir()
+    for name, text in programs.items():
+        path = folder / "bin" / name
+        path.write_text(f"#!/bin/bash\n{text}")
+        path.chmod(0o755)
+    job = {"SLURM_JOB_ID": "31234", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1"}
+    return subprocess.Popen(
+        ["bash", str(ROOT / "tools/launch/slurm.sbatch"), "tools/train.py", "a b.yaml"],
+        cwd=folder,
+        env=os.environ | job | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_slurm_starts_torchrun_on_each_node(tmp_path: Path) -> None:
+    (tmp_path / "tools" / "launch").mkdir(parents=True)
+    script = tmp_path / "tools" / "launch" / "torchrun.sh"
+    script.write_text('#!/bin/bash\necho "$NODES $NODE $HEAD $PORT $JOB"\nprintf "<%s>" "$@"\n')
+    script.chmod(0o755)
+    process = slurm(tmp_path, 'shift; exec "$@"\n')
+    output, error = process.communicate(timeout=20)
+    assert process.returncode == 0, error
+    assert output == "2 1 n1 21234 video_gn_31234\n<tools/train.py><a b.yaml>"
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize(("code", "asked"), [(75, True), (1, False), (2, False)])
+def test_slurm_queues_again_what_was_preempted(tmp_path: Path, code: int, asked: bool) -> None:
+    process = slurm(tmp_path, f"exit {code}\n")
+    process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (tmp_path / "asked").exists() == asked
+    if asked:
+        assert (tmp_path / "asked").read_text() == "requeue 31234\n"
+
+
+def test_slurm_passes_its_warning_on_and_waits(tmp_path: Path) -> None:
+    """srun is signalled, takes a while, and another task's code hides the 75."""
+    process = slurm(
+        tmp_path, 'trap "sleep 0.5; touch saved; exit 137" USR1\ntouch up\nwhile true; do sleep 0.05; done\n'
+    )
+    end = time.monotonic() + 20
+    while not (tmp_path / "up").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert process.returncode == 137
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "asked").read_text() == "requeue 31234\n"

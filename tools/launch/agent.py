@@ -1,0 +1,65 @@
+"""torchrun, with exit codes that tell why a job ended; started by torchrun.sh.
+
+torchrun itself ends with 1 whatever its ranks said, tries again after a user's mistake, and dies of SIGUSR1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun; returns the exit code."""
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # SLURM's warning
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "100")  # seconds for the ranks' last step and checkpoint
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import parse_args, run
+
+    give_up_on_mistakes()
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        code = failure.exitcode
+        said = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        print(f"rank {rank} ended first, with {said}; no restart is left for that", file=sys.stderr)
+        return code if code > 0 else 1
+    except SignalException as stopped:
+        print(f"stopped by {stopped.sigval.name}", file=sys.stderr)
+        return PREEMPTED if stopped.sigval == signal.SIGTERM else INTERRUPTED
+    except (RendezvousError, OSError) as error:
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        print(
+            f"error: the nodes did not come together, or another one gave up ({said}); "
+            "docs/multi_node.md says what to check",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def give_up_on_mistakes() -> None:
+    """Let torchrun not start again what a user must mend first."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    monitor = LocalElasticAgent._monitor_workers
+
+    def watch(agent: Any, group: Any) -> Any:
+        result = monitor(agent, group)
+        if any(failure.exitcode == MISTAKE for failure in (result.failures or {}).values()):
+            agent._remaining_restarts = 0
+        return result
+
+    LocalElasticAgent._monitor_workers = watch  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
