@@ -3,41 +3,27 @@
 Every line is ``path label``, the path relative to VIDEO_ROOT. A video is known by its file name, ``ID.mp4``
 or ``ID_START_END.mp4`` (also .mkv, .webm, .avi), in whatever folder below VIDEO_ROOT it lies. Where the name
 tells a start other than the listed one, the file is another part of the YouTube video and is not taken.
-The ids not found go into missing_train.txt and missing_val.txt beside the lists.
+The ids not found go into missing_train.txt and missing_val.txt beside the lists. Kinetics-600 and 700:
+tools/make_lists.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from video_gn.data.lists import read_class_names
+from video_gn.data.make_lists import EXTENSIONS, ClassNames, Video, find_videos
 from video_gn.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 NUM_CLASSES = 400
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi")
-VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:_(\d{6})_\d{6})?")  # YouTube id, start and end in seconds
-UNLISTABLE = re.compile(r'^["# \t]|[\n\ud800-\udfff]')  # lone surrogates: the name is not UTF-8
 MAX_SHOWN = 10  # duplicates printed one by one
-
-
-@dataclass(frozen=True)
-class Video:
-    """A file of the folder."""
-
-    path: str
-    """Relative to VIDEO_ROOT, with forward slashes."""
-    youtube_id: str | None
-    start: int | None
-    """Seconds, where the file name tells."""
 
 
 @dataclass(frozen=True)
@@ -66,61 +52,6 @@ class Split:
     def paths(self) -> set[str]:
         """All files that the list knows."""
         return {path for path, _ in self.lines} | {left for _, left in self.duplicates}
-
-
-class ClassNames:
-    """Class name -> label; spaces and underscores, small and capital letters are the same."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self._labels = {self._key(name): label for label, name in enumerate(names)}
-
-    @staticmethod
-    def _key(name: str) -> str:
-        return name.replace("_", " ").casefold()
-
-    def label(self, name: str) -> int | None:
-        """Label of a class or folder name, None for an unknown one."""
-        return self._labels.get(self._key(name))
-
-    def hint(self, name: str) -> str:
-        """The nearest class name, as a question."""
-        near = difflib.get_close_matches(self._key(name), self._labels, n=1, cutoff=0)
-        return f"did you mean {self.names[self._labels[near[0]]]!r}?"
-
-
-def find_videos(root: str) -> list[Video]:
-    """All videos below ``root`` in one walk, sorted by path. Follows linked folders, each folder once."""
-    videos: list[Video] = []
-    seen: set[str] = set()  # real folders: a link to a parent would never end
-    show = sys.stderr.isatty()
-    for folder, subfolders, files in os.walk(root, onerror=_warn_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort()
-        below = Path(os.path.relpath(folder, root)).as_posix()
-        for name in files:
-            stem, extension = os.path.splitext(name)
-            if extension.lower() in EXTENSIONS and not name.startswith("."):
-                match = VIDEO_NAME.fullmatch(stem)
-                start = int(match[2]) if match and match[2] else None
-                path = name if below == "." else f"{below}/{name}"
-                if UNLISTABLE.search(path):
-                    print(f"warning: {path!r} left out: a list cannot hold that name", file=sys.stderr)
-                else:
-                    videos.append(Video(path, match[1] if match else None, start))
-        if show:
-            print(f"\r{len(videos):,} videos", end="", file=sys.stderr, flush=True)
-    if show:
-        print(file=sys.stderr)
-    return sorted(videos, key=lambda video: video.path)
-
-
-def _warn_unreadable(error: OSError) -> None:
-    print(f"warning: cannot read {error.filename}: {error.strerror}", file=sys.stderr)
 
 
 def read_listed(file: str, classes: ClassNames) -> list[Listed]:

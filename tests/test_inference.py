@@ -1,0 +1,322 @@
+"""A checkpoint as a classifier: the test's own scores, Grad-CAM by its definition, what tools/predict.py writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import video_gn
+from tests.test_train import TINY, tool
+from video_gn import inference, predict
+from video_gn.config import load_config
+from video_gn.data.decode import VideoError, open_video
+from video_gn.data.motion import CLASSES, write_dataset
+from video_gn.draw import BAR, panel, shorten, write_video
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import read_records
+from video_gn.engine.distributed import World
+from video_gn.engine.test import score_videos
+from video_gn.errors import UserError
+from video_gn.inference import Classifier, Gradcam, Timeline, gradcam
+from video_gn.models import build_model
+from video_gn.models.resnet import ResNet
+from video_gn.norm import norm_factory
+
+SPAN, FRAMES = 16, 40  # of TINY's clips: 8 frames, stride 2
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """The checkpoint of an untrained net whose scores differ; its videos are in ../videos."""
+    folder = tmp_path_factory.mktemp("saved")
+    write_dataset(
+        folder / "videos", train_videos=1, val_videos=3, num_frames=FRAMES, size=48, workers=1, progress=False
+    )
+    (folder / "tiny.yaml").write_text(TINY.format(out=folder / "run", root=folder / "videos"))
+    config = load_config(folder / "tiny.yaml", ["test.clips=4", "data.class_names=classes.txt"])
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    nn.init.normal_(model.head.fc.weight, std=0.1)
+    for parameter in model.norm_parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    ckpt.save(folder / "tiny.pt", {"model": model.state_dict(), "step": 3, "config": config.model_dump(mode="json")})
+    return folder / "tiny.pt"
+
+
+@pytest.fixture(scope="module")
+def classifier(saved) -> Classifier:
+    return video_gn.load(saved, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def videos(saved) -> list[str]:
+    folder = saved.parent / "videos"
+    return [str(folder / line.split()[0]) for line in (folder / "val.csv").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def frames(videos) -> torch.Tensor:
+    with open_video(videos[0]) as video:
+        return video.read(range(FRAMES))
+
+
+def test_the_package_is_lazy():
+    code = "import sys, video_gn; assert not {'torch', 'numpy', 'av'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert video_gn.load is inference.load
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        video_gn.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("views", ["center", "three", "full"])
+def test_scores_are_those_of_the_test(saved, videos, views):
+    classifier = video_gn.load(saved, "cpu", [f"test.views={views}", "test.short_side=40", "test.clips_per_batch=4"])
+    alone = World(0, 1, torch.device("cpu"))
+    records = read_records(classifier.config, "val.csv", alone)
+    expected = score_videos(classifier.model, classifier.config, records, alone).rows
+    assert len(expected) == 3 and not np.array_equal(expected[0], expected[1])
+    for index, path in enumerate(videos):
+        scores = classifier.scores(path)
+        assert (scores.dtype, scores.shape) == (np.float32, (10,))
+        np.testing.assert_array_equal(scores, expected[index])
+
+
+def test_frames_are_as_good_as_their_file(classifier, videos, frames):
+    expected = classifier.scores(videos[0])
+    np.testing.assert_array_equal(classifier.scores(frames), expected)
+    np.testing.assert_array_equal(classifier.scores(frames.numpy()), expected)
+    assert 0.02 < expected.max() < 0.98
+    assert not np.allclose(classifier.scores(frames.flip(-1)), expected, atol=1e-3)  # BGR is another video
+
+
+def test_predictions_are_sorted_and_named(classifier, videos, frames):
+    ranked = classifier.ranked(np.array([0.1, 0.3, 0, 0, 0, 0, 0, 0.6, 0, 0], np.float32), 2)
+    assert [(p.label, p.name, round(p.score, 6)) for p in ranked] == [(7, CLASSES[7], 0.6), (1, CLASSES[1], 0.3)]
+    one = classifier.predict(videos[0])
+    assert len(one) == 5 and one == classifier.ranked(classifier.scores(videos[0]))
+    both = classifier.predict([Path(videos[1]), frames], top=10)
+    assert [len(each) for each in both] == [10, 10]
+    assert both[1][:5] == one
+    assert sum(p.score for p in both[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_classes_without_names_are_numbers(saved, capsys):
+    classifier = video_gn.load(saved, "cpu", ["data.class_names=gone.txt"])
+    assert classifier.names == [str(label) for label in range(10)]
+    assert "classes are shown by number" in capsys.readouterr().err
+
+
+def test_mistakes(classifier, saved, frames, tmp_path):
+    for bad in (frames.float(), frames[0], frames.permute(0, 3, 1, 2), frames[:0], frames.numpy().astype(np.int16)):
+        with pytest.raises(UserError, match=r"must be uint8 RGB \(T, H, W, 3\)"):
+            classifier.predict(bad)
+    with pytest.raises(VideoError, match="no such file"):
+        classifier.predict(tmp_path / "absent.mp4")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        video_gn.load(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="device 'gpu' is not known"):
+        video_gn.load(saved, "gpu")
+    with pytest.raises(UserError, match="label 10 is outside 0 to 9"):
+        classifier.gradcam(frames, 10)
+    with pytest.raises(UserError, match="choose one of res2, res3, res4, res5"):
+        classifier.gradcam(frames, 1, "res6")
+
+
+@pytest.mark.parametrize("views", ["center", "three"])
+def test_a_timeline_scores_each_stretch_of_the_video(saved, frames, views):
+    settings = [f"test.views={views}", "test.clips=1", "test.clips_per_batch=6"]
+    classifier = video_gn.load(saved, "cpu", settings)
+    line = classifier.timeline(frames)
+    assert line.starts.tolist() == [0, 4, 8, 12, 16, 20, 24]  # a quarter of 16 apart, to 40 - 16
+    assert line.middles.tolist() == [8, 12, 16, 20, 24, 28, 32]
+    for start, scores in zip(line.starts.tolist(), line.scores, strict=True):
+        np.testing.assert_allclose(scores, classifier.scores(frames[start : start + SPAN]), atol=1e-6)
+    short = classifier.timeline(frames[:10])
+    assert (short.starts.tolist(), short.middles.tolist(), short.scores.shape) == ([0], [5], (1, 10))
+    odd = classifier.timeline(frames[: SPAN + 5])
+    assert odd.starts.tolist() == [0, 4, 5]
+
+
+def test_the_top_of_a_timeline_has_every_peak():
+    scores = np.array([[0.5, 0.0, 0.3, 0.2], [0.5, 0.4, 0.0, 0.1]], np.float32)
+    line = Timeline(np.array([0, 4]), 16, scores, 20, 25.0)
+    assert line.top(2) == [0, 1]
+    assert line.top(9) == [0, 1, 2, 3]
+    rows = list(csv.reader(io.StringIO(predict.timeline_csv(line, ["a", "b, c", "d", "e"]))))
+    assert rows == [
+        ["first_frame", "last_frame", "seconds", "score_a", "score_b, c", "score_d", "score_e"],
+        ["0", "15", "0.320", "0.5", "0", "0.3", "0.2"],
+        ["4", "19", "0.480", "0.5", "0.4", "0", "0.1"],
+    ]
+
+
+def small_net(norm: str = "gn") -> ResNet:
+    torch.manual_seed(0)
+    net = ResNet(5, norm_factory(norm, groups=4), blocks=(1, 1, 1, 1), width=8, dropout=0.5).eval()
+    for parameter in net.norm_parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    nn.init.normal_(net.head.fc.weight)
+    return net.double().requires_grad_(False)
+
+
+def test_gradcam_at_res5_is_the_class_activation_map():
+    """Above res5 the net is linear: with n cells, logit = sum over cells of W_k . A / n + b, the terms of the map."""
+    net, clips = small_net(), torch.randn(2, 3, 16, 64, 32, dtype=torch.float64)
+    features = net.features(clips)
+    n = features[0, 0].numel()
+    assert features.shape[2:] == (2, 2, 1)
+    for label in range(5):
+        terms = torch.einsum("c,ncthw->nthw", net.head.fc.weight[label], features) / n
+        torch.testing.assert_close(terms.sum((1, 2, 3)) + net.head.fc.bias[label], net(clips)[:, label])
+        torch.testing.assert_close(gradcam(net, clips, label), terms.relu().float())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("layer", ["res3", "res4"])
+def test_gradcam_weights_are_the_slopes_of_the_logit(layer):
+    """mean over cells of dy/dA_c is the slope of y when the whole channel c is raised, over the number of cells."""
+    net, clips, label, eps = small_net(), torch.randn(1, 3, 16, 32, 32, dtype=torch.float64), 3, 1e-5
+    kept: list[torch.Tensor] = []
+
+    def raise_each_channel(_, __, output):
+        """A batch of 2 C: each channel raised, then each lowered."""
+        kept.append(output)
+        steps = eps * torch.eye(output.shape[1], dtype=torch.float64)
+        return output + torch.cat([steps, -steps])[..., None, None, None]
+
+    hook = list(net.get_submodule(layer).children())[-1].register_forward_hook(raise_each_channel)
+    up, down = net(clips)[:, label].chunk(2)
+    hook.remove()
+    (features,) = kept
+    weights = (up - down) / (2 * eps) / features[0, 0].numel()
+    expected = torch.einsum("c,ncthw->nthw", weights, features).relu().float()
+    torch.testing.assert_close(gradcam(net, clips, label, layer), expected, rtol=1e-4, atol=1e-7)
+    assert expected.max() > 0
+
+
+def test_gradcam_is_where_the_thing_is():
+    """Without norms and biases nothing is nothing: a net fed zeros and a patch has a map in the patch's reach alone."""
+    net = small_net("none")
+    assert not net.head.fc.bias.any()
+    for row, column in ((0, 1), (1, 0)):
+        clips = torch.zeros(1, 3, 8, 256, 256, dtype=torch.float64)
+        top, left = row * 224, column * 224
+        clips[..., top : top + 32, left : left + 32] = torch.randn(3, 8, 32, 32, dtype=torch.float64)
+        label = int(net(clips).argmax())
+        for layer, cells in (("res5", 8), ("res4", 16)):
+            heat = gradcam(net, clips, label, layer)[0].sum(0)
+            assert heat.shape == (cells, cells) and heat.sum() > 0
+            half = cells // 2
+            quarters = heat.reshape(2, half, 2, half).sum((1, 3))
+            assert quarters[row, column] == quarters.sum()
+
+
+def test_gradcam_of_a_video(classifier, frames):
+    cam = classifier.gradcam(frames)
+    assert cam.label == classifier.scores(frames).argmax()
+    assert (cam.starts.tolist(), cam.span, cam.box) == ([0, 16, 24], 16, (0, 0, 48, 48))
+    assert cam.maps.shape == (3, 1, 1, 1)  # 8 x 32 x 32 at an eighth, a thirty-second and a thirty-second
+    assert classifier.gradcam(frames, 2, "res3").maps.shape == (3, 1, 4, 4)
+    assert classifier.gradcam(frames[:9]).starts.tolist() == [0]
+    assert all(parameter.grad is None for parameter in classifier.model.parameters())
+
+
+def test_heat_is_the_map_on_the_source():
+    maps = np.zeros((2, 1, 2, 2), np.float32)
+    maps[0, 0, 0, 1], maps[1, 0, 1, 0] = 4, 2
+    cam = Gradcam(np.array([0, 8]), 8, (3, 5, 20, 40), maps, 0)
+    heat = cam.heat(0)
+    assert heat.shape == (8, 20, 40)
+    assert heat[0, 0, 39] == 1 and heat[7, 19, 0] == 0  # each end of the map, and one scale for all clips:
+    assert cam.heat(1)[3, 19, 0] == 0.5
+    assert not Gradcam(np.array([0]), 8, (0, 0, 4, 4), 0 * maps[:1], 0).heat(0).any()
+
+
+def test_heated_frames():
+    frame = np.full((2, 2, 3), (30, 60, 90), np.uint8)
+    heat = np.array([[0, 0.5], [1, 1]], np.float32)
+    warm = predict.heated(frame, heat)
+    assert warm[0, 0].tolist() == [60, 60, 60]
+    assert warm[1, 0, 0] > warm[1, 0, 2]  # the hottest is red
+
+
+def test_a_panel_draws_scores_to_scale():
+    def blue(image: np.ndarray) -> int:
+        return int((image == BAR).all(-1).sum())
+
+    areas = [blue(panel("title", [("a name", score)], 400)) for score in (0, 0.5, 1)]
+    assert areas[0] == 0 and areas[1] / areas[2] == pytest.approx(0.5, abs=0.02)
+    two = panel("title", [("x" * 300, 0.2), ("ünïcode", 0.3)], 400)
+    assert two.shape[1] == 400 and two.dtype == np.uint8
+    assert shorten("a/long/path.mp4", 1000, 12) == "a/long/path.mp4"
+    assert shorten("a/long/path.mp4", 60, 12).startswith("…") and shorten("a/long/path.mp4", 60, 12).endswith(".mp4")
+
+
+def test_a_written_video_has_its_frames(tmp_path):
+    ramp = np.linspace(0, 255, 45).astype(np.uint8)
+    frames = [np.broadcast_to(ramp[None, :, None] // 2 + 20 * k, (31, 45, 3)) for k in range(4)]
+    write_video(tmp_path / "x.mp4", frames, 12.5)
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 12.5)
+        read = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [image.shape for image in read] == [(32, 46, 3)] * 4
+    for image, frame in zip(read, frames, strict=True):
+        assert np.abs(image[:31, :45].astype(int) - frame).mean() < 4
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+
+def test_a_timeline_is_drawn(classifier, videos, tmp_path, monkeypatch):
+    line = classifier.timeline(videos[0])
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    predict.plot_timeline(classifier, videos[0], line, tmp_path / "x.png", classes=3)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    curves = drawn[0].axes[1].lines
+    assert [curve.get_label() for curve in curves] == [CLASSES[label] for label in line.top(3)]
+    np.testing.assert_allclose(curves[0].get_xdata(), (line.starts + 8) / 30)
+    np.testing.assert_array_equal(curves[0].get_ydata(), line.scores[:, line.top(1)[0]])
+    assert len(drawn[0].axes[0].child_axes) == 8  # frames of the video
+
+
+def test_lines_on_stdout(classifier, videos, capsys):
+    predict.predict_videos(classifier, videos[:2], top=2)
+    out, err = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[:2] for line in lines] == [[videos[0], "1"], [videos[0], "2"], [videos[1], "1"], [videos[1], "2"]]
+    best = classifier.predict(videos[0])[0]
+    assert lines[0][2:] == [best.name, f"{best.score:.4f}"]
+    assert err == ""
+    with pytest.raises(UserError, match="files of one name"):
+        predict.predict_videos(classifier, ["a/x.mp4", "b/x.avi"], overlay=True)
+
+
+def test_the_tool_writes_all_its_files(saved, videos, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    arguments = [str(saved), videos[0], str(bad), videos[1], "--json", "--top", "3", "--out", str(tmp_path / "out")]
+    done = tool("tools/predict.py", *arguments, "--timeline", "--overlay", "--gradcam", "--layer", "res4")
+    assert done.returncode == 2
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["video"] for answer in answers] == [videos[0], str(bad), videos[1]]
+    assert [len(answer.get("predictions", ())) for answer in answers] == [3, 0, 3]
+    assert "error" in answers[1] and done.stderr.splitlines()[-1].startswith("error: 1 of 3 videos cannot be read")
+    files = answers[0]["files"]
+    assert sorted(files) == ["gradcam", "overlay", "timeline_csv", "timeline_png"]
+    assert len(Path(files["timeline_csv"]).read_text().splitlines()) == 8
+    for kind, width in (("overlay", 384), ("gradcam", 768)):
+        with av.open(files[kind]) as container:
+            shapes = {(frame.width, frame.height > 384) for frame in container.decode(video=0)}
+            assert shapes == {(width, True)} and container.streams.video[0].frames == FRAMES
+    assert len(list((tmp_path / "out").iterdir())) == 8

@@ -1,0 +1,89 @@
+"""Text, bars and videos for pictures of clips."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from video_gn.errors import UserError
+
+INK, PAPER, BAR, TRACK = (235, 235, 235), (24, 24, 28), (76, 146, 220), (58, 58, 66)
+FPS = 25.0
+"""Where a video does not tell its own."""
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib."""
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def shorten(text: str, width: float, size: int) -> str:
+    """The end of `text` that fits `width` pixels, after an ellipsis where it is cut."""
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text
+
+
+def panel(title: str, bars: Sequence[tuple[str, float]], width: int) -> np.ndarray:
+    """A line of text, and below it a bar for each (name, score in [0, 1]): uint8 (height, width, 3)."""
+    size = min(max(width // 26, 11), 24)
+    line = round(1.6 * size)
+    image = Image.new("RGB", (width, line * (1 + len(bars)) + size // 2), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((size // 2, line / 2), shorten(title, width - size, size), INK, font(size), "lm")
+    left, right = round(0.45 * width), width - size // 2 - round(font(size).getlength("0.00") + size / 2)
+    for row, (name, score) in enumerate(bars, 1):
+        middle = line * (row + 0.5)
+        draw.text((size // 2, middle), shorten(name, left - size, size), INK, font(size), "lm")
+        top, bottom = middle - 0.3 * size, middle + 0.3 * size
+        draw.rectangle((left, top, right, bottom), TRACK)
+        if (end := left + score * (right - left)) >= left + 1:
+            draw.rectangle((left, top, end, bottom), BAR)
+        draw.text((width - size // 2, middle), f"{score:.2f}", INK, font(size), "rm")
+    return np.asarray(image)
+
+
+def resized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A frame uint8 (h, w, 3) at another size."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float | None) -> None:
+    """Write uint8 (H, W, 3) RGB frames of one size as H.264 MP4; odd sides lose nothing, an edge pixel is repeated.
+
+    `path` appears when it is complete. Raises UserError where PyAV has no libx264.
+    """
+    try:
+        av.Codec("libx264", "w")
+    except av.codec.codec.UnknownCodecError:
+        raise UserError("PyAV's FFmpeg has no libx264; install PyAV's own build (`pip install av`)") from None
+    partial = path.with_name(f".{path.name}.partial")
+    rate = Fraction(fps or FPS).limit_denominator(1001)
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            stream.pix_fmt = "yuv420p"
+            for index, image in enumerate(frames):
+                image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+                if index == 0:
+                    stream.height, stream.width = image.shape[:2]
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame.pts, frame.time_base = index, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,352 @@
+"""Pooled features of videos: what a stage of a trained net says of each clip, averaged over space and time.
+
+The folder holds shards (features_00000.npz, ...), index.csv with a row a video, and features.json, which says of
+which weights, list and settings they are. A shard is written whole before the index names it, so whatever a kill
+leaves is right, and the same command goes on behind the index's last row.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from video_gn.config import Config, parse_config
+from video_gn.console import say
+from video_gn.data.augment import gather_clips, render
+from video_gn.data.dataset import Clips
+from video_gn.data.decode import check_decoder
+from video_gn.data.lists import Record, check_files, read_class_names, read_list
+from video_gn.data.loader import eval_loader
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import memory_format, quarantine, read_records, test_dataset
+from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
+from video_gn.errors import UserError
+from video_gn.models import build_model
+from video_gn.models.resnet import ResNet
+
+Per = Literal["clip", "video"]
+Format = Literal["npz", "safetensors"]
+
+STAGES = ("stem", "res2", "res3", "res4", "res5")
+INDEX, META = "index.csv", "features.json"
+COLUMNS = ("path", "label", "shard", "row", "clips")
+ANY_LABEL = 2**31  # features need no classes: a list of another data set has its own labels
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of index.csv: a video whose features are written."""
+
+    path: str
+    """As in the list."""
+    label: int
+    shard: str
+    """File name in the folder."""
+    row: int
+    """The video's first row in the shard's `features`."""
+    clips: int
+    """How many clips: so many rows, or with one row a video, how many are averaged in it."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What stands in the folder after a run."""
+
+    folder: Path
+    channels: int
+    videos: int
+    listed: int
+    unreadable: dict[str, str]
+    """Path -> reason of each listed video that has no features."""
+
+    def text(self) -> str:
+        """For a person, on stdout."""
+        return f"{self.folder / INDEX}: {self.videos} of {self.listed} videos, {self.channels} features each"
+
+
+def extract_features(
+    checkpoint_path: str | Path,
+    list_path: str,
+    out: str | Path,
+    *,
+    stage: str = "res5",
+    per: Per = "clip",
+    form: Format = "npz",
+    videos_per_shard: int = 512,
+    overrides: Sequence[str] = (),
+) -> Features | None:
+    """Write the pooled output of a stage for every video of a list; what an earlier run wrote stays.
+
+    A feature is the mean over (T, H, W), and over the views, of the stage's output; res2's before the temporal pool
+    that follows it. float32 `features` (rows, C), a row a clip or the mean of a video's clips.
+
+    Args:
+        list_path: videos and labels as for training, any labels; an image folder for a net of images.
+        per: `clip` or `video`.
+        overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
+
+    Returns:
+        What stands there on rank 0, None elsewhere.
+
+    Raises:
+        UserError: bad checkpoint, stage, override or list; `out` holds other features; more than test.max_unreadable
+            unreadable videos (all others are written before).
+    """
+    if form == "safetensors" and importlib.util.find_spec("safetensors") is None:
+        raise UserError("safetensors missing; pip install safetensors, or use --format npz")
+    path = Path(checkpoint_path)
+    state = ckpt.load(path)
+    listed = {"data": state["config"]["data"] | {"test_list": list_path}}
+    config = parse_config(state["config"] | listed, overrides, source=str(path))
+    with world(config.device, config.model_dump(mode="json") | {"stage": stage, "per": per}) as ranks:
+        check_decoder(config.data.decoder)
+        model = _network(path, state, config, stage, ranks)
+        share_cores(ranks.device, config.data.workers)
+        records = ranks.first(lambda: _records(config))
+        store = _Store(Path(out), form)
+        meta = _meta(state, config, records, ranks.device) | {"stage": stage, "per": per, "format": form}
+        done = ranks.first(lambda: store.open(meta))
+        left = [record for record in records if record.path not in done]
+        if ranks.is_main and done:
+            say(f"{len(done)} of {len(records)} videos are done; going on with the other {len(left)}")
+        extraction = _Extraction(model, config, stage, per, ranks)
+        unreadable = extraction.run(left, store, videos_per_shard)
+        if not ranks.is_main:
+            return None
+    channels = model.head.fc.in_features if not store.rows else store.channels()
+    result = Features(store.folder, channels, len(store.rows), len(records), unreadable)
+    _check_unreadable(result, config)
+    return result
+
+
+def pooled(model: ResNet, x: Tensor, stage: str) -> Tensor:
+    """Mean over (T, H, W) of a stage's output, float32 (N, C), for x as `ResNet.forward` takes it.
+
+    The stages behind it do not run.
+    """
+    x = model.stem(x)
+    for name in STAGES[1 : STAGES.index(stage) + 1]:
+        if name == "res3":
+            x = model.pool2(x)
+        x = model.get_submodule(name)(x)
+    return x.float().flatten(2).mean(2)
+
+
+class _Store:
+    """The folder; rank 0 alone writes."""
+
+    def __init__(self, folder: Path, form: Format) -> None:
+        self.folder = folder
+        self.form = form
+        self.rows: list[Row] = []
+
+    def open(self, meta: dict[str, Any]) -> set[str]:
+        """Make the folder, or check that it is of the same features. The paths that are done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / META
+        if not file.exists():
+            if any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} holds other files and no {META}; name a new folder")
+            ckpt.write_text(file, json.dumps(meta, indent=2) + "\n")
+        old = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in meta if old.get(key) != meta[key]]
+        if changed:
+            what = ", ".join(f"{key} ({_short(old.get(key))}, now {_short(meta[key])})" for key in changed)
+            raise UserError(f"{self.folder} holds features of another {what}; name a new folder")
+        if (self.folder / INDEX).exists():
+            self.rows = read_index(self.folder)
+        return {row.path for row in self.rows}
+
+    def add(self, videos: list[tuple[Record, np.ndarray, int]]) -> None:
+        """Write a shard of (record, float32 rows (R, C), clips), then name it in the index."""
+        number = 1 + max((int(row.shard.split("_")[1].split(".")[0]) for row in self.rows), default=-1)
+        shard = f"features_{number:05d}.{self.form}"
+        self._write(shard, np.concatenate([features for _, features, _ in videos]))
+        first = 0
+        for record, features, clips in videos:
+            self.rows.append(Row(record.path, record.label, shard, first, clips))
+            first += len(features)
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows([row.path, row.label, row.shard, row.row, row.clips] for row in self.rows)
+        ckpt.write_text(self.folder / INDEX, text.getvalue())
+
+    def channels(self) -> int:
+        """C of the shards."""
+        return read_shard(self.folder / self.rows[0].shard).shape[1]
+
+    def _write(self, name: str, features: np.ndarray) -> None:
+        """A shard, in one move."""
+        temporary = self.folder / f".{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                if self.form == "npz":
+                    np.savez(file, features=features)
+                else:
+                    from safetensors.numpy import save
+
+                    file.write(save({"features": np.ascontiguousarray(features)}))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"{self.folder / name}: cannot be written ({error.strerror}); free space") from None
+        os.replace(temporary, self.folder / name)
+
+
+def read_index(folder: str | Path) -> list[Row]:
+    """The rows of a folder's index.csv, in its order."""
+    with (Path(folder) / INDEX).open(newline="", encoding="utf-8") as file:
+        return [
+            Row(line["path"], int(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
+            for line in csv.DictReader(file)
+        ]
+
+
+def read_shard(path: str | Path) -> np.ndarray:
+    """A shard's features: float32 (rows, C)."""
+    if Path(path).suffix == ".npz":
+        with np.load(path) as arrays:
+            return arrays["features"]
+    from safetensors.numpy import load_file
+
+    return load_file(path)["features"]
+
+
+class _Extraction:
+    """This rank's share of the work."""
+
+    def __init__(self, model: ResNet, config: Config, stage: str, per: Per, ranks: World) -> None:
+        self.model = model
+        self.config = config
+        self.stage = stage
+        self.per = per
+        self.world = ranks
+
+    def run(self, records: list[Record], store: _Store, videos_per_shard: int) -> dict[str, str]:
+        """Fill the store shard by shard, each by all ranks together. What could not be read, by path, on rank 0."""
+        if not records:
+            return {}
+        ranks, config = self.world, self.config
+        loader = eval_loader(
+            test_dataset(config, records), 1, config.data.workers, ranks.device, ranks.rank, ranks.size
+        )
+        items = (item for (item,) in loader)
+        bar = tqdm(total=len(records), desc="features", unit="video", disable=None if ranks.is_main else True)
+        unreadable: dict[str, str] = {}
+        with bar:
+            for first in range(0, len(records), videos_per_shard):
+                last = min(first + videos_per_shard, len(records))
+                mine = sum(index % ranks.size == ranks.rank for index in range(first, last))
+                shares = ranks.gather(list(self._features(islice(items, mine), records, unreadable)))
+                found = {index: value for share in shares for index, value in share}
+                if found:
+                    store.add([(records[index], *found[index]) for index in sorted(found)])
+                bar.update(last - first)
+        return {path: reason for share in ranks.gather(unreadable) for path, reason in share.items()}
+
+    @torch.inference_mode()
+    def _features(
+        self, items: Iterator[Clips], records: list[Record], unreadable: dict[str, str]
+    ) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
+        """Index in the list, features float32 (R, C) and number of clips of each readable video."""
+        precision = autocast(self.config.train.precision, self.world.device)
+        for item in items:
+            for error in item.unreadable:
+                unreadable[records[item.index].path] = error.reason
+                say(f"video without features: {error}")
+            if item.views:
+                with precision():
+                    features = self._clips(item)
+                rows = features.mean(0, keepdim=True) if self.per == "video" else features
+                yield item.index, (rows.cpu().numpy(), len(features))  # sync point: once a video
+
+    def _clips(self, item: Clips) -> Tensor:
+        """Features of each clip, the mean over its views: float32 (K, C)."""
+        config, device = self.config, self.world.device
+        frames = item.frames.to(device, non_blocking=True)
+        dtype = autocast_dtype(config.train.precision, device)
+        frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
+        clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
+        parts = []
+        for chunk in torch.from_numpy(item.clip_indices).to(device).split(clips_a_pass):
+            clips = gather_clips(frames, chunk)  # view by view
+            features = pooled(self.model, clips if config.dims == 3 else clips.squeeze(2), self.stage)
+            parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
+        return torch.cat(parts)
+
+
+def _network(path: Path, state: ckpt.Checkpoint, config: Config, stage: str, ranks: World) -> ResNet:
+    if stage not in STAGES:
+        raise UserError(f"stage {stage!r} is not known; choose one of {', '.join(STAGES)}")
+    model = build_model(config.model, config.dims)
+    if not isinstance(model, ResNet):
+        raise UserError(f"{path}: features are of a ResNet's stages, and this is a {config.model.arch}; use another")
+    ckpt.load_model(model, state, str(path))
+    model.to(ranks.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
+    return model
+
+
+def _records(config: Config) -> list[Record]:
+    data = config.data
+    if data.kind == "images":
+        return read_records(config, data.test_list, World(0, 1, torch.device("cpu")))
+    names = None
+    if data.class_names is not None:
+        with suppress(UserError):  # only a csv of Kinetics needs them, and read_list says so
+            names = read_class_names(data.class_names, data.root, config.model.num_classes)
+    records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths)
+    bad = quarantine(config)
+    check_files([record for record in records if record.path not in bad], data.root, data.test_list)
+    return records
+
+
+def _meta(state: ckpt.Checkpoint, config: Config, records: list[Record], device: torch.device) -> dict[str, Any]:
+    """All that the numbers depend on, in JSON's types."""
+    weights, videos = hashlib.sha256(), hashlib.sha256()
+    for key, value in sorted(state["model"].items()):
+        weights.update(key.encode())
+        weights.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for record in records:
+        videos.update(f"{record.path}\0{record.label}\n".encode("utf-8", "surrogateescape"))
+    data, test = config.data, config.test
+    return {
+        "weights": weights.hexdigest(),
+        "list": videos.hexdigest(),
+        "clips": {"frames": data.frames, "stride": data.stride, "number": test.clips, "starts": test.clip_starts},
+        "views": {"kind": test.views, "short_side": test.short_side, "crop": data.crop},
+        "pixels": {"mean": list(data.mean), "std": list(data.std)},
+        "precision": str(autocast_dtype(config.train.precision, device)).removeprefix("torch."),
+    }
+
+
+def _short(value: object) -> str:
+    """A value in a message; of a hash its beginning."""
+    return value[:8] if isinstance(value, str) else str(value)
+
+
+def _check_unreadable(result: Features, config: Config) -> None:
+    """Raises UserError when more videos than test.max_unreadable have no features."""
+    if len(result.unreadable) > config.test.max_unreadable:
+        print(result.text())
+        raise UserError(
+            f"{len(result.unreadable)} of {result.listed} videos could not be read, more than test.max_unreadable "
+            f"{config.test.max_unreadable}: the features are of the others; mend the files (the same command then adds "
+            "them) or raise the limit"
+        )

@@ -1,0 +1,318 @@
+"""A trained net to use: a checkpoint becomes a classifier of video files and of frames.
+
+    clf = video_gn.load("runs/demo/checkpoints/last.pt")
+    clf.predict("video.mp4")          # [Prediction(label=0, name='up', score=0.998), ...]
+    clf.scores(frames)                # uint8 (T, H, W, 3) -> float32 (K,)
+
+The scores are those of the test (`video_gn.engine.test`): same clips, same views, same average.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from video_gn.config import Config, parse_config
+from video_gn.console import say
+from video_gn.data.augment import Box, cut, eval_views, gather_clips, render
+from video_gn.data.dataset import Clips
+from video_gn.data.decode import VideoReader, check_decoder, open_video
+from video_gn.data.images import ImageReader
+from video_gn.data.lists import read_class_names
+from video_gn.data.sampling import clip_indices, uniform_starts
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import memory_format
+from video_gn.engine.distributed import autocast, autocast_dtype
+from video_gn.engine.test import score_video
+from video_gn.errors import UserError
+from video_gn.models import Network, build_model
+from video_gn.models.resnet import ResNet
+
+Video = str | os.PathLike[str] | np.ndarray | Tensor
+"""A file, or uint8 RGB frames (T, H, W, 3) at the frame rate of the training videos."""
+
+LAYERS = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and its score."""
+
+    label: int
+    name: str
+    """The class's name; its number where no names are known."""
+    score: float
+    """Mean softmax, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Scores of clips along a video."""
+
+    starts: np.ndarray
+    """int64 (C,): first frame of each clip, rising."""
+    span: int
+    """Frames from a clip's first to the next clip's first, were it to follow at once: frames * stride."""
+    scores: np.ndarray
+    """float32 (C, K): softmax, averaged over the views."""
+    num_frames: int
+    fps: float | None
+    """None where the video does not tell."""
+
+    @property
+    def middles(self) -> np.ndarray:
+        """float64 (C,): the frame in the middle of each clip."""
+        return self.starts + min(self.span, self.num_frames) / 2
+
+    def top(self, count: int) -> list[int]:
+        """The labels with the highest peaks, in the order of their means."""
+        peaks = np.argsort(-self.scores.max(0), kind="stable")[:count]
+        return sorted(peaks.tolist(), key=lambda label: -self.scores[:, label].mean())
+
+
+@dataclass(frozen=True)
+class Gradcam:
+    """Where in space and time a net sees a class, in clips that follow each other along a video."""
+
+    starts: np.ndarray
+    """int64 (C,): first frame of each clip; the last one may begin before the one before it ends."""
+    span: int
+    """Frames that a clip covers: frames * stride."""
+    box: Box
+    """The rectangle of the source frame that the maps cover."""
+    maps: np.ndarray
+    """float32 (C, t, h, w), at least 0, in the resolution of the layer's output."""
+    label: int
+
+    def heat(self, clip: int) -> Tensor:
+        """A clip's map on the source: float32 (span, box height, box width); 1 is the highest of the whole video."""
+        maps = torch.from_numpy(self.maps[clip])[None, None] / max(float(self.maps.max()), 1e-12)
+        return F.interpolate(maps, (self.span, *self.box[2:]), mode="trilinear")[0, 0]
+
+
+class Classifier:
+    """A trained net on a device, with the test protocol of its config. Made by `load`.
+
+    Attributes:
+        model: the net, in evaluation mode, on `device`; its parameters require no gradient.
+        config: of the training run, with the overrides of `load`.
+        names: of the classes, by label.
+        device: where it computes.
+    """
+
+    def __init__(self, model: Network, config: Config, names: Sequence[str], device: torch.device) -> None:
+        self.model: Network = model.to(device, memory_format=memory_format(config)).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.config = config
+        self.names = list(names)
+        self.device = device
+
+    @overload
+    def predict(self, video: Video, top: int = 5) -> list[Prediction]: ...
+    @overload
+    def predict(self, video: list[Video] | list[str] | list[Path], top: int = 5) -> list[list[Prediction]]: ...
+
+    def predict(self, video, top=5):  # type: ignore[no-untyped-def]
+        """The `top` classes of a video, best first; of a list of videos, a list of them.
+
+        Raises:
+            VideoError: a file cannot be read.
+            UserError: frames are not uint8 (T, H, W, 3).
+        """
+        if isinstance(video, (list, tuple)):
+            return [self.predict(each, top) for each in video]
+        return self.ranked(self.scores(video), top)
+
+    def ranked(self, scores: np.ndarray, top: int = 5) -> list[Prediction]:
+        """The classes with the highest of the scores (K,), best first."""
+        order = np.argsort(-scores, kind="stable")[:top].tolist()
+        return [Prediction(label, self.names[label], float(scores[label])) for label in order]
+
+    @torch.inference_mode()
+    def scores(self, video: Video) -> np.ndarray:
+        """Mean softmax over the clips and views of the test: float32 (K,). Raises as `predict`."""
+        data, test = self.config.data, self.config.test
+        with self.open(video) as reader:
+            starts = uniform_starts(reader.num_frames, data.frames, data.stride, test.clips, test.clip_starts)
+            item, _ = self._clips(reader, starts, test.views)
+        return self._softmax(item).mean(0).cpu().numpy()
+
+    @torch.inference_mode()
+    def timeline(self, video: Video) -> Timeline:
+        """The scores of clips that start a quarter of their length apart. Raises as `predict`."""
+        data, test = self.config.data, self.config.test
+        span = max(data.frames * data.stride, 1)
+        with self.open(video) as reader:
+            last = max(reader.num_frames - span, 0)
+            starts = np.append(np.arange(0, last, max(span // 4, 1)), last)
+            views = len(eval_views(test.views, reader.height, reader.width, data.crop, test.short_side))
+            size = max(1, test.clips_per_batch // views)  # one forward pass: few frames at a time
+            rows = []
+            for begin in tqdm(range(0, len(starts), size), "timeline", leave=False, disable=None):
+                item, _ = self._clips(reader, starts[begin : begin + size].tolist(), test.views)
+                rows.append(self._softmax(item).unflatten(0, (views, -1)).mean(0))
+            return Timeline(starts, span, torch.cat(rows).cpu().numpy(), reader.num_frames, reader.fps)
+
+    def gradcam(self, video: Video, label: int | None = None, layer: str = "res5") -> Gradcam:
+        """Grad-CAM of clips one after the other, in the middle crop or (test.views three, full) the whole frame.
+
+        Args:
+            label: the class; the one with the highest score by default.
+            layer: res2 to res5; earlier ones have finer maps of simpler features.
+
+        Raises:
+            UserError: the net is no ResNet of clips, or there is no such layer or label. Else as `predict`.
+        """
+        model, data = self.model, self.config.data
+        if not isinstance(model, ResNet) or self.config.dims != 3:
+            raise UserError(f"Grad-CAM is of ResNets on videos, not {self.config.model.arch} on {data.kind}")
+        if layer not in LAYERS:
+            raise UserError(f"layer {layer!r} is not known; choose one of {', '.join(LAYERS)}")
+        if label is not None and not 0 <= label < len(self.names):
+            raise UserError(f"label {label} is outside 0 to {len(self.names) - 1}")
+        label = int(self.scores(video).argmax()) if label is None else label
+        span = max(data.frames * data.stride, 1)
+        views = "center" if self.config.test.views == "center" else "full"
+        maps = []
+        with self.open(video) as reader:
+            last = max(reader.num_frames - span, 0)
+            starts = np.append(np.arange(0, last, span), last)
+            for start in tqdm(starts.tolist(), "gradcam", unit="clip", leave=False, disable=None):
+                item, box = self._clips(reader, [start], views)
+                with autocast(self.config.train.precision, self.device)():
+                    maps.append(gradcam(model, self._input(item), label, layer))
+        return Gradcam(starts, span, box, torch.cat(maps).cpu().numpy(), label)
+
+    def open(self, video: Video) -> VideoReader:
+        """The reader of a file or of frames."""
+        if isinstance(video, (np.ndarray, Tensor)):
+            return FramesReader(video)
+        path = os.fspath(video)
+        return ImageReader(path) if self.config.data.kind == "images" else open_video(path, self.config.data.decoder)
+
+    def _clips(self, reader: VideoReader, starts: Sequence[int], kind: str) -> tuple[Clips, Box]:
+        """Clips from these frames on, in all views of a kind, and the rectangle that the views enclose."""
+        data, test = self.config.data, self.config.test
+        indices = [clip_indices(start, data.frames, data.stride, reader.num_frames) for start in starts]
+        unique, positions = np.unique(indices, return_inverse=True)
+        views = eval_views(kind, reader.height, reader.width, data.crop, test.short_side)
+        if isinstance(reader, ImageReader):
+            views = reader.shrink(views)
+        box, views = cut(views)
+        frames = reader.read(unique.tolist(), box)
+        return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
+
+    def _softmax(self, item: Clips) -> Tensor:
+        """float32 (V * K clips, classes), as the test has it."""
+        with autocast(self.config.train.precision, self.device)():
+            window = self.model.feature_size(self.config.data.crop)
+            return score_video(self.model, item, self.config, window, self.device)
+
+    def _input(self, item: Clips) -> Tensor:
+        """Clips as the network is fed them: (V K, 3, T, H, W)."""
+        data = self.config.data
+        dtype = autocast_dtype(self.config.train.precision, self.device)
+        frames = render(item.frames.to(self.device), item.views, data.mean, data.std, dtype=dtype)
+        return gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device))
+
+
+def load(
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", overrides: Sequence[str] = ()
+) -> Classifier:
+    """A classifier from a checkpoint of this package.
+
+    Args:
+        device: `auto` is a GPU where there is one; else what torch.device takes.
+        overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
+
+    Raises:
+        UserError: bad checkpoint or override, no such device or decoder.
+    """
+    path = Path(checkpoint)
+    state = ckpt.load(path)
+    config = parse_config(state["config"], overrides, source=str(path))
+    check_decoder(config.data.decoder)
+    model = build_model(config.model, config.dims)
+    ckpt.load_model(model, state, str(path))
+    return Classifier(model, config, class_names(config), _device(device))
+
+
+def class_names(config: Config) -> list[str]:
+    """The names in data.class_names; numbers where there is no such file (any more), which is said."""
+    data, classes = config.data, config.model.num_classes
+    try:
+        return read_class_names(data.class_names, data.root, classes)
+    except UserError as error:
+        say(f"classes are shown by number: {error}")
+        return read_class_names(None, data.root, classes)
+
+
+def gradcam(model: ResNet, clips: Tensor, label: int, layer: str = "res5") -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017) in space and time.
+
+    The channels A_c of the layer's output, weighted by the gradient of the class's logit y,
+    relu(sum_c w_c A_c) with w_c the mean of dy/dA_c over (T, H, W).
+
+    Args:
+        clips: float (N, 3, T, H, W), normalized.
+
+    Returns:
+        float32 (N, t, h, w) in the resolution of the layer's output.
+    """
+    kept: list[Tensor] = []
+
+    def begin_here(_: torch.nn.Module, __: object, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())  # nothing before this layer is kept for the gradient
+        return kept[0]
+
+    hook = list(model.get_submodule(layer).children())[-1].register_forward_hook(begin_here)
+    try:
+        with torch.enable_grad():
+            logits = model(clips)
+            (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept)
+    finally:
+        hook.remove()
+    weights = gradient.float().mean((2, 3, 4), keepdim=True)
+    return (weights * kept[0].detach().float()).sum(1).relu()
+
+
+class FramesReader(VideoReader):
+    """Frames in memory as a video: uint8 (T, H, W, 3), a numpy array or a tensor on any device."""
+
+    decoder = "memory"
+    path = "frames"
+    fps = None
+
+    def __init__(self, frames: np.ndarray | Tensor) -> None:
+        shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+        if dtype != "uint8" or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+            raise UserError(f"frames are {dtype} {shape}, but must be uint8 RGB (T, H, W, 3), at least one")
+        self._frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
+        self.num_frames, self.height, self.width = shape[:3]
+
+    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+        for target, index in zip(out, indices, strict=True):
+            target[:] = self._frames[index][box]
+
+    def close(self) -> None:
+        pass
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {str(name)!r} is not known; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device}: this torch sees no GPU; use cpu or auto, or check the driver")
+    return device
