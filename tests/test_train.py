@@ -97,6 +97,10 @@ def test_tensorboard_shows_the_curves(trained):
     expected = {"train/loss", "train/top1_error", "train/lr", "system/clips_per_second", "system/data_wait"}
     assert expected | {"val/top1_error", "val/top5_error", "system/memory_gib"} <= set(events.Tags()["scalars"])
     assert [e.step for e in events.Scalars("val/top1_error")] == [5, 10]
+    shown = {
+        tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode() for tag in ("config", "model")
+    }
+    assert "norm: gn" in shown["config"] and "parameters" in shown["model"] and "res5" in shown["model"]
 
 
 def test_the_same_seed_gives_the_same_weights(trained, tmp_path, videos):

@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from video_gn.engine.writers import read_log
@@ -15,6 +17,8 @@ from video_gn.errors import UserError
 
 matplotlib.use("Agg")  # files only: no display is needed
 
+FILL = (0x4C / 255, 0x92 / 255, 0xDC / 255)  # of the confusion matrix, over the page's background
+MAX_NAMED, MAX_COUNTED = 40, 16  # classes: more are not named beside the matrix, more are not counted in it
 PANELS = (("epoch/train_top1_error", "training error (%)"), ("val/top1_error", "validation error, 1 clip (%)"))
 
 
@@ -62,6 +66,33 @@ def plot_percentiles(run: str | Path, out: str | Path) -> Path:
     figure.savefig(out, dpi=150)
     plt.close(figure)
     return Path(out)
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A figure of counts int (K, K) by label and predicted label, shaded by their share of the label's videos."""
+    count = len(classes)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = np.empty((count, count, 4))
+    picture[..., :3], picture[..., 3] = FILL, share
+    figure, axis = plt.subplots(figsize=(6, 6), layout="constrained")
+    axis.imshow(picture, interpolation="nearest")
+    axis.set(xlabel="predicted", ylabel="class")
+    if count <= MAX_NAMED:
+        size = 9 if count <= MAX_COUNTED else 6
+        axis.set_xticks(range(count), classes, rotation=90, fontsize=size)
+        axis.set_yticks(range(count), classes, fontsize=size)
+    if count <= MAX_COUNTED:
+        for (row, column), videos in np.ndenumerate(matrix):
+            if videos:
+                axis.text(column, row, f"{videos}", ha="center", va="center", fontsize=8)
+    return figure
+
+
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out: Path) -> None:
+    """Write the figure of a confusion matrix to a file."""
+    figure = confusion_figure(matrix, classes)
+    figure.savefig(out)
+    plt.close(figure)
 
 
 def label(run: Path) -> str:

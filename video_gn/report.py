@@ -31,7 +31,7 @@ from video_gn.engine.checkpoint import write_text
 from video_gn.engine.test import protocol
 from video_gn.engine.writers import read_log
 from video_gn.errors import UserError
-from video_gn.plots import label, plot_curves, plot_percentiles
+from video_gn.plots import label, plot_confusion, plot_curves, plot_percentiles
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
 """Frames, stride, clips a GPU."""
@@ -43,8 +43,7 @@ TABLE8_PAPER = {
 Z95 = 1.959964
 BOOTSTRAP_DRAWS = 10_000
 INK, PAPER = "#010203", "#040506"  # become the page's text and background colours
-FILL = (0x4C / 255, 0x92 / 255, 0xDC / 255)  # of the confusion matrix, over the page's background
-MAX_NAMED, MAX_COUNTED = 40, 16  # classes: more are not named beside the matrix, more are not counted in it
+MAX_COUNTED = 16  # classes: the accuracies of more are folded away
 MAX_PAIRS = 15
 
 
@@ -416,27 +415,6 @@ def class_report(run: Run, test: Test) -> Html:
         rows = table(["video", "reason"], unreadable.items(), text=2)
         parts.append(details(f"Videos that could not be read, and have no score: {len(unreadable):,}", rows))
     return Html(tag("h3", name) + "".join(parts)) if parts else Html("")
-
-
-def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out: Path) -> None:
-    """Draw counts (K, K) by label and predicted label, shaded by their share of the label's videos."""
-    count = len(classes)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    picture = np.empty((count, count, 4))
-    picture[..., :3], picture[..., 3] = FILL, share
-    figure, axis = plt.subplots(figsize=(6, 6), layout="constrained")
-    axis.imshow(picture, interpolation="nearest")
-    axis.set(xlabel="predicted", ylabel="class")
-    if count <= MAX_NAMED:
-        size = 9 if count <= MAX_COUNTED else 6
-        axis.set_xticks(range(count), classes, rotation=90, fontsize=size)
-        axis.set_yticks(range(count), classes, fontsize=size)
-    if count <= MAX_COUNTED:
-        for (row, column), videos in np.ndenumerate(matrix):
-            if videos:
-                axis.text(column, row, f"{videos}", ha="center", va="center", fontsize=8)
-    figure.savefig(out)
-    plt.close(figure)
 
 
 def _pairs(matrix: np.ndarray, classes: Sequence[str]) -> Html:

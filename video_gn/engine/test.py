@@ -24,6 +24,7 @@ from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, read_class_names
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.board import show_test
 from video_gn.engine.datasets import memory_format, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
@@ -107,6 +108,9 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
     folder = _run_folder(path)
     ckpt.write_text(result_path(folder, result.protocol, ".csv"), _csv(records, scores, names))
     ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")
+    figures = {"top1": result.top1, "top5": result.top5, "mean_class_accuracy": result.mean_class_accuracy}
+    board = result_path(folder, result.protocol, "")
+    show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names)
     return result
 
 

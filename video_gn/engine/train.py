@@ -48,6 +48,7 @@ from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
 from video_gn.models.inflate import initialize
+from video_gn.models.info import describe, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
 
@@ -481,6 +482,7 @@ class Trainer:
             say(f"resuming after step {self.step_done} of {self.last_step}")
         if writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
+            writers.text("model", f"```\n{table(describe(config))}\n```")
 
 
 class Interval:

@@ -165,9 +165,11 @@ class ResNet(nn.Module):
         return x
 
     def _run(self, stage: str, x: Tensor) -> Tensor:
-        again = stage in self.checkpoint_stages
-        for block in self.get_submodule(stage).children():
-            x = _run_again_later(block, x) if again else block(x)
+        blocks = self.get_submodule(stage)
+        if stage not in self.checkpoint_stages or not torch.is_grad_enabled():
+            return blocks(x)
+        for block in blocks.children():
+            x = _run_again_later(block, x)
         return x
 
     def feature_size(self, side: int) -> int:
