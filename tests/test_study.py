@@ -382,8 +382,16 @@ def test_ranks_share_each_run(tmp_path, videos):
 
 
 def test_a_diverged_run_is_told_with_its_cell(tmp_path, videos):
-    study, runs = plan(tmp_path, root=videos, seeds=[0], grid={"model.norm": ["none"]}, fixed={"optim.lr": 1e6})
-    with pytest.raises(UserError, match="1 of 1 runs failed: norm=none seed 0: the training loss is"):
+    study, runs = plan(
+        tmp_path,
+        root=videos,
+        seeds=[0],
+        grid={"model.norm": ["none"]},
+        fixed={"optim.lr": 1e6, "train.max_bad_steps": 0},
+    )
+    with pytest.raises(
+        UserError, match="1 of 1 runs failed: norm=none seed 0: 1 steps with a loss or gradient that is not"
+    ):
         run_study(study, runs, tmp_path / "out")
 
 

@@ -1,6 +1,7 @@
 """torchrun, with exit codes that tell why a job ended; started by torchrun.sh.
 
-torchrun itself ends with 1 whatever its ranks said, tries again after a user's mistake, and dies of SIGUSR1.
+torchrun itself ends with 1 whatever its ranks said, tries again after a user's mistake, dies of SIGUSR1, and waits for
+ever for a head node that was cut off.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
+HEAD_SILENCE = 45  # seconds
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +27,7 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     give_up_on_mistakes()
+    give_up_on_a_silent_head()
     try:
         run(parse_args(arguments))
     except ChildFailedError as failed:
@@ -59,6 +63,31 @@ def give_up_on_mistakes() -> None:
         return result
 
     LocalElasticAgent._monitor_workers = watch  # type: ignore[method-assign]
+
+
+def give_up_on_a_silent_head() -> None:
+    """End this process when the rendezvous' store does not answer: over a cut network torchrun would wait for ever.
+
+    Its ranks, which do not hear of rank 0 either, end by themselves and somewhat earlier.
+    """
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+
+    call = C10dRendezvousBackend._call_store
+
+    def end() -> None:
+        print(f"error: the head node has not answered for {HEAD_SILENCE} s; start again", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def call_in_time(backend: Any, *arguments: Any, **options: Any) -> Any:
+        timer = threading.Timer(HEAD_SILENCE, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return call(backend, *arguments, **options)
+        finally:
+            timer.cancel()
+
+    C10dRendezvousBackend._call_store = call_in_time  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

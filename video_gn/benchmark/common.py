@@ -111,7 +111,8 @@ def measure(
     bar = tqdm(total=len(alternatives) * (1 + repeats), desc=what, leave=False, disable=None)
     for name, call in alternatives.items():
         try:
-            call()
+            if call() == 0:
+                raise RuntimeError("it gave nothing; is its library installed?")
             calls[name] = call
         except Exception as error:
             if name.startswith("ours"):
