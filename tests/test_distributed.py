@@ -204,14 +204,15 @@ peers.ROLL_CALL, peers.BEAT, peers.SILENCE, distributed.FIRST_SUM = 5, 0.2, 3, 5
 
 
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
-    """Ranks 1 and 3 of 5 never start."""
+    """Ranks 1 and 3 of 4 never start."""
     script = HASTE + "def main():\n    with distributed.world('cpu'): pass\ncli.run(main)"
-    codes, errors = end_of_ranks(script, [0, 2, 4], 5, tmp_path)
-    assert codes == [2, 2, 2]
+    codes, errors = end_of_ranks(script, [0, 2], 4, tmp_path)
+    assert codes == [2, 2]
     for error in errors:
-        assert "ranks 1, 3 of 5 did not come within 5 s" in error
+        assert "ranks 1, 3 of 4 did not come within 5 s" in error
 
 
+@pytest.mark.slow
 def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     """Rank 1 is stopped, its connections stay open: only the missing signs of life tell."""
     script = HASTE + (
@@ -229,6 +230,7 @@ def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     assert "rank 2 on " in errors[2] and "stops: nothing heard of rank 1 (host " in errors[2]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_busy_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Rank 0 works for twice the silence while the other waits in a collective, then leaves long before it."""
     script = HASTE.replace("SILENCE, distributed.FIRST_SUM = 5, 0.2, 3", "SILENCE, distributed.FIRST_SUM = 5, 0.1, 1.5")

@@ -87,7 +87,7 @@ def give_up_on_a_silent_head() -> None:
         finally:
             timer.cancel()
 
-    C10dRendezvousBackend._call_store = call_in_time  # type: ignore[method-assign]
+    C10dRendezvousBackend._call_store = call_in_time  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":
