@@ -727,3 +727,33 @@ def test_no_file_stays_open(videos, tmp_path, decoder) -> None:
 
     first = use()
     assert [use() for _ in range(5)] == [first] * 5
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_cut_mp4_whose_index_is_whole_is_refused(tmp_path, decoder):
+    """FFmpeg leaves out the frames that are lost, as if the video were shorter."""
+    whole = tmp_path / "whole.mp4"
+    with av.open(str(whole), "w", options={"movflags": "+faststart"}) as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+        for frame in noise:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode(None))
+    content = whole.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    with open_video(whole, decoder) as video:
+        assert video.num_frames == 20
+    for name, end in (("cut.mp4", len(content) // 2), ("last.mp4", len(content) - 1)):
+        (tmp_path / name).write_bytes(content[:end])
+        with pytest.raises(VideoError, match=f"cut short: {end:,} of at least {len(content):,} bytes"):
+            open_video(tmp_path / name, decoder)
+    (tmp_path / "more.mp4").write_bytes(content + b"and something that is no box at all")
+    with open_video(tmp_path / "more.mp4", decoder) as video:
+        assert video.num_frames == 20
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match="pipe"):
+        open_video(tmp_path / "pipe.mp4")

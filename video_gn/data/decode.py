@@ -26,12 +26,13 @@ import logging
 import operator
 import os
 import re
+import stat
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain, dropwhile, islice, pairwise, zip_longest
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -165,7 +166,11 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     check_decoder(decoder)
     path = os.fspath(path)
     data = read_bytes(path) if is_url(path) else None
-    suits_torchcodec = _MP4_OR_MATROSKA.match(_head(path) if data is None else data[:8])
+    head = _head(path) if data is None else data[:8]
+    if head[4:] == b"ftyp":
+        with open(path, "rb") if data is None else io.BytesIO(data) as file:
+            _check_boxes(path, file)
+    suits_torchcodec = _MP4_OR_MATROSKA.match(head)
     if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
         decoder = "pyav"
     if decoder == "torchcodec" and not suits_torchcodec:
@@ -222,6 +227,8 @@ def _load(decoder: str) -> Any:
 def _head(path: str) -> bytes:
     """The file's first bytes; VideoError where there are none."""
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise VideoError(path, "a pipe, which cannot be searched, not a file")
         with open(path, "rb") as file:
             head = file.read(8)
     except FileNotFoundError:
@@ -233,6 +240,22 @@ def _head(path: str) -> bytes:
     if not head:
         raise VideoError(path, "empty file (0 bytes)")
     return head
+
+
+def _check_boxes(path: str, file: BinaryIO) -> None:
+    """Raise VideoError if an MP4 or MOV file is cut short: FFmpeg leaves out the lost frames without a word."""
+    size, position = file.seek(0, os.SEEK_END), 0
+    while position < size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:], "big")
+        position += length
+        if position > size and header[4:8] in (b"mdat", b"moov", b"moof"):
+            raise VideoError(path, f"cut short: {size:,} of at least {position:,} bytes")
+        if length < 8:  # 0: to the end of the file; else no box
+            return
 
 
 @contextmanager
