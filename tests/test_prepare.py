@@ -339,7 +339,7 @@ def test_check(root):
     assert [bad[name] for name in ("empty.mp4", "gone.mp4", "pipe.mp4")] == [
         "empty file (0 bytes)",
         "no such file",
-        "a pipe, which cannot be searched, not a file",
+        "is a pipe; give a file",
     ]
     assert text.startswith("3 good, 4 with problems; ")
     with pytest.raises(UserError, match="no columns path and problem"):

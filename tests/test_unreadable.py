@@ -145,7 +145,7 @@ def test_the_videos_of_a_lost_worker_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_was_in_flight_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A good video, garbage, one that is gone, and one that hangs whoever opens it: a pipe without a writer."""
+    """A good video, garbage, one that is gone, and a pipe without a writer, which would hang whoever opens it."""
     root, run = tmp_path / "root", tmp_path / "run"
     (root / "sub").mkdir(parents=True)
     run.mkdir()
@@ -166,7 +166,7 @@ def test_what_was_in_flight_is_checked(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[:2] == ["path,reason", "before.mp4,crash"]
     rows = dict(sorted(line.rsplit(",", 1) for line in lines[2:]))
     assert list(rows) == ['"bad, ""ü"".mp4"', "gone.mp4", "pipe.mp4"]
-    assert (rows["gone.mp4"], rows["pipe.mp4"]) == ("no such file", "took longer than the limit of 5 s")
+    assert (rows["gone.mp4"], rows["pipe.mp4"]) == ("no such file", "is a pipe; give a file")
     told = capsys.readouterr().err
     assert "\n4 videos were in flight" in told and told.count("sub/good.mp4: good\n") == 2
 

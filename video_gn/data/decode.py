@@ -228,7 +228,7 @@ def _head(path: str) -> bytes:
     """The file's first bytes; VideoError where there are none."""
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):
-            raise VideoError(path, "a pipe, which cannot be searched, not a file")
+            raise VideoError(path, "is a pipe; give a file")
         with open(path, "rb") as file:
             head = file.read(8)
     except FileNotFoundError:
