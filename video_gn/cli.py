@@ -23,7 +23,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Preempted as stop:
-        print(stop, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all ranks stop together
+            print(stop, file=sys.stderr)
         sys.exit(75)
     except BrokenPipeError:
         sys.exit(1)

@@ -19,16 +19,20 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """While open, the first of `SIGNALS` sets `requested`; the next one does what it does by default."""
+    """While open, `SIGNALS` set `requested` and do nothing else, however often they come.
+
+    SLURM's warning, its SIGTERM and torchrun's may all reach a process: none may cut its checkpoint short. What must end
+    at once ends by SIGINT or SIGKILL.
+    """
     stop, process = Stop(), os.getpid()
 
     def note(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != process:  # a forked worker, which its parent ends
             return
+        if stop.requested:
+            return
         stop.requested = True
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        text = f"{signal.Signals(number).name}: going to stop after this step with a checkpoint; again: at once\n"
+        text = f"{signal.Signals(number).name}: going to stop after this step, with a checkpoint\n"
         os.write(2, text.encode())  # a handler must not take a stream's lock
 
     before = {each: signal.signal(each, note) for each in SIGNALS}
