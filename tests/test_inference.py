@@ -111,10 +111,20 @@ def test_predictions_are_sorted_and_named(classifier, videos, frames):
     assert sum(p.score for p in both[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_classes_without_names_are_numbers(saved, capsys):
-    classifier = video_gn.load(saved, "cpu", ["data.class_names=gone.txt"])
-    assert classifier.names == [str(label) for label in range(10)]
-    assert "classes are shown by number" in capsys.readouterr().err
+def test_the_checkpoint_knows_its_classes(saved, tmp_path):
+    """Where their file is gone, too; another file may be named, and must be there."""
+    state = ckpt.load(saved)
+    state["config"]["data"]["class_names"] = "gone.txt"
+    names = [f"class {label}" for label in range(10)]
+    ckpt.save(tmp_path / "named.pt", {**state, "class_names": names})
+    assert video_gn.load(tmp_path / "named.pt", "cpu").names == names
+    (tmp_path / "other.txt").write_text("".join(f"other {label}\n" for label in range(10)))
+    other = video_gn.load(tmp_path / "named.pt", "cpu", [f"data.class_names={tmp_path / 'other.txt'}"])
+    assert other.names == [f"other {label}" for label in range(10)]
+    numbers = video_gn.load(tmp_path / "named.pt", "cpu", ["data.class_names=null"])
+    assert numbers.names == [str(label) for label in range(10)]
+    with pytest.raises(UserError, match="absent.txt"):
+        video_gn.load(tmp_path / "named.pt", "cpu", ["data.class_names=absent.txt"])
 
 
 def test_mistakes(classifier, saved, frames, tmp_path):

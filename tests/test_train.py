@@ -20,7 +20,7 @@ from video_gn.config import Config, load_config, parse_config
 from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.lists import read_list
-from video_gn.data.motion import write_dataset
+from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.distributed import world
@@ -75,11 +75,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, videos) -> Path:
-    return run(tiny(tmp_path_factory.mktemp("trained"), videos))
+    return run(tiny(tmp_path_factory.mktemp("trained"), videos, "data.class_names=classes.txt"))
 
 
 def test_a_run_folder_can_be_read_without_this_package(trained):
     assert {p.name for p in (trained / "checkpoints").iterdir()} == {"last.pt", "previous.pt", "best.pt"}
+    assert torch.load(trained / "checkpoints" / "last.pt")["class_names"] == list(CLASSES)
     assert json.loads((trained / "environment.json").read_text())["torch"] == torch.__version__
     log = records(trained)
     # 22 videos, 4 a step: 5 steps an epoch (2 videos left out), logged every 3 steps and at the end of each epoch.

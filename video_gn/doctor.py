@@ -461,11 +461,12 @@ def _list_text(config: Config, name: str) -> str:
 
 def _records(config: Config, name: str) -> list[Record]:
     """Of a list of videos, without a look at its files."""
-    from video_gn.data.lists import read_class_names, read_list
+    from video_gn.data.lists import read_list
+    from video_gn.engine.datasets import class_names
 
-    data, classes = config.data, config.model.num_classes
-    names = None if data.class_names is None else read_class_names(data.class_names, data.root, classes)
-    return read_list(name, data.root, classes, names, absolute_paths=data.absolute_paths)
+    data = config.data
+    names = None if data.class_names is None else class_names(config)
+    return read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
 
 
 def sample_files(target: Target) -> list[Path]:

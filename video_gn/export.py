@@ -26,9 +26,9 @@ from video_gn import __version__
 from video_gn.config import Config, parse_config
 from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import class_names
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
-from video_gn.inference import class_names
 from video_gn.models import Network, build_model
 
 TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     model = build_model(config.model, config.dims)
     ckpt.load_model(model, state, str(path))
     model.eval().requires_grad_(False)
-    facts = metadata(config, path.name, state["step"], fixed)
+    facts = metadata(config, class_names(config, state), path.name, state["step"], fixed)
 
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
     try:
@@ -96,11 +96,11 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     return Exported(out, shape, tried, difference)
 
 
-def metadata(config: Config, checkpoint: str, step: int, frames: int | None) -> dict[str, Any]:
+def metadata(config: Config, names: list[str], checkpoint: str, step: int, frames: int | None) -> dict[str, Any]:
     """What a program must know to feed the file and to read its logits. docs/export.md says what each value is."""
     data, test = config.data, config.test
     return {
-        "class_names": class_names(config),
+        "class_names": names,
         "mean": data.mean,
         "std": data.std,
         "crop": data.crop,

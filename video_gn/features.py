@@ -30,10 +30,10 @@ from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
-from video_gn.data.lists import Record, check_files, read_class_names, read_list
+from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import memory_format, quarantine, read_records, test_dataset
+from video_gn.engine.datasets import class_names, memory_format, quarantine, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.errors import UserError
 from video_gn.models import build_model
@@ -310,7 +310,7 @@ def _records(config: Config) -> list[Record]:
     names = None
     if data.class_names is not None:
         with suppress(UserError):  # only a csv of Kinetics needs them, and read_list says so
-            names = read_class_names(data.class_names, data.root, config.model.num_classes)
+            names = class_names(config)
     records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, data.test_list)

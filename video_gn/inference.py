@@ -22,15 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
-from video_gn.console import say
-from video_gn.data.augment import Box, cut, eval_views, gather_clips, render
-from video_gn.data.dataset import Clips
+from video_gn.data.augment import Box, eval_views, gather_clips, render
+from video_gn.data.dataset import Clips, read_clips
 from video_gn.data.decode import VideoReader, check_decoder, open_video
 from video_gn.data.images import ImageReader
-from video_gn.data.lists import read_class_names
-from video_gn.data.sampling import clip_indices, uniform_starts
+from video_gn.data.sampling import uniform_starts
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import memory_format
+from video_gn.engine.datasets import class_names, clip_spec, memory_format
 from video_gn.engine.distributed import autocast, autocast_dtype
 from video_gn.engine.test import score_video
 from video_gn.errors import UserError
@@ -49,7 +47,7 @@ class Prediction:
 
     label: int
     name: str
-    """The class's name; its number where no names are known."""
+    """The class's name; its number where the run had no names."""
     score: float
     """Mean softmax, in [0, 1]."""
 
@@ -199,16 +197,7 @@ class Classifier:
         return ImageReader(path) if self.config.data.kind == "images" else open_video(path, self.config.data.decoder)
 
     def _clips(self, reader: VideoReader, starts: Sequence[int], kind: str) -> tuple[Clips, Box]:
-        """Clips from these frames on, in all views of a kind, and the rectangle that the views enclose."""
-        data, test = self.config.data, self.config.test
-        indices = [clip_indices(start, data.frames, data.stride, reader.num_frames) for start in starts]
-        unique, positions = np.unique(indices, return_inverse=True)
-        views = eval_views(kind, reader.height, reader.width, data.crop, test.short_side)
-        if isinstance(reader, ImageReader):
-            views = reader.shrink(views)
-        box, views = cut(views)
-        frames = reader.read(unique.tolist(), box)
-        return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
+        return read_clips(reader, starts, clip_spec(self.config), kind, self.config.test.short_side)
 
     def _softmax(self, item: Clips) -> Tensor:
         """float32 (V * K clips, classes), as the test has it."""
@@ -234,7 +223,7 @@ def load(
         overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
 
     Raises:
-        UserError: bad checkpoint or override, no such device or decoder.
+        UserError: bad checkpoint or override, no such device, decoder or file of class names.
     """
     path = Path(checkpoint)
     state = ckpt.load(path)
@@ -242,17 +231,7 @@ def load(
     check_decoder(config.data.decoder)
     model = build_model(config.model, config.dims)
     ckpt.load_model(model, state, str(path))
-    return Classifier(model, config, class_names(config), _device(device))
-
-
-def class_names(config: Config) -> list[str]:
-    """The names in data.class_names; numbers where there is no such file (any more), which is said."""
-    data, classes = config.data, config.model.num_classes
-    try:
-        return read_class_names(data.class_names, data.root, classes)
-    except UserError as error:
-        say(f"classes are shown by number: {error}")
-        return read_class_names(None, data.root, classes)
+    return Classifier(model, config, class_names(config, state), _device(device))
 
 
 def gradcam(model: ResNet, clips: Tensor, label: int, layer: str = "res5") -> Tensor:

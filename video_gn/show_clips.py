@@ -18,11 +18,11 @@ from video_gn.config import Config
 from video_gn.console import say
 from video_gn.data.dataset import Clips, TestClips
 from video_gn.data.decode import check_decoder, open_video
-from video_gn.data.lists import Record, read_class_names, video_path
+from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
 from video_gn.draw import INK, PAPER, font, resized, shorten
-from video_gn.engine.datasets import read_records, read_train_records, test_dataset, train_dataset
+from video_gn.engine.datasets import class_names, read_records, read_train_records, test_dataset, train_dataset
 from video_gn.engine.distributed import World
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
@@ -58,7 +58,7 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
         UserError: a bad list, an unknown decoder, or no clip that can be read.
     """
     check_decoder(config.data.decoder)
-    names = _class_names(config)
+    names = class_names(config)
     sections = []
     if train:
         records = read_train_records(config, CPU)
@@ -202,10 +202,3 @@ def _cell(frame: np.ndarray) -> tuple[int, int]:
     """(width, height) at which a frame is drawn."""
     height, width = frame.shape[:2]
     return max(round(CELL * width / height), 1), CELL
-
-
-def _class_names(config: Config) -> list[str]:
-    classes = config.model.num_classes
-    if config.data.kind == "images":
-        return read_class_names(None, config.data.root, classes)
-    return read_class_names(config.data.class_names, config.data.root, classes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_gn.data.augment import Colour, View, cut, eval_views, random_area_view, random_colour, random_view
+from video_gn.data.augment import Box, Colour, View, cut, eval_views, random_area_view, random_colour, random_view
 from video_gn.data.decode import VideoError, VideoReader, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
@@ -101,7 +101,7 @@ class _Videos(Dataset[Clips]):
             drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
             chosen = [drawn[number] for number in numbers]
             wanted = np.unique([indices for indices, _, _ in chosen])
-            frames, views = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
+            frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
         label = self.records[index].label
         return [
             Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
@@ -215,18 +215,14 @@ class TestClips(_Videos):
         self.short_side = short_side
 
     def __getitem__(self, index: int) -> Clips:
-        spec = self.spec
+        spec, label = self.spec, self.records[index].label
         try:
             with self._open(index) as video:
-                n = video.num_frames
-                starts = uniform_starts(n, spec.frames, spec.stride, self.clips, self.clip_starts)
-                indices = [clip_indices(start, spec.frames, spec.stride, n) for start in starts]
-                unique, positions = np.unique(indices, return_inverse=True)
-                views = eval_views(self.views, video.height, video.width, spec.crop, self.short_side)
-                frames, views = _read(video, unique.tolist(), views)
+                starts = uniform_starts(video.num_frames, spec.frames, spec.stride, self.clips, self.clip_starts)
+                clips, _ = read_clips(video, starts, spec, self.views, self.short_side)
         except VideoError as error:
             return self._nothing(index, [error])
-        return Clips(index, self.records[index].label, frames, positions.reshape(self.clips, -1), views)
+        return replace(clips, index=index, label=label)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
@@ -234,12 +230,30 @@ def open_file(path: str, decoder: str) -> VideoReader:
     return ImageReader(path) if decoder == "image" else open_video(path, decoder)
 
 
-def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View]]:
-    """The frames, cut to what the views enclose, and the views relative to that."""
+def read_clips(
+    video: VideoReader, starts: Sequence[int], spec: ClipSpec, kind: str, short_side: int
+) -> tuple[Clips, Box]:
+    """Clips from these frames on, in all evaluation views of a kind, from one decode.
+
+    Returns:
+        The clips, of no list (index and label 0), and the rectangle of the source frame that their views enclose.
+
+    Raises:
+        VideoError: a frame cannot be read.
+    """
+    indices = [clip_indices(start, spec.frames, spec.stride, video.num_frames) for start in starts]
+    unique, positions = np.unique(indices, return_inverse=True)
+    views = eval_views(kind, video.height, video.width, spec.crop, short_side)
+    frames, views, box = _read(video, unique.tolist(), views)
+    return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
+
+
+def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View], Box]:
+    """The frames, cut to what the views enclose; the views relative to that; the rectangle that is left."""
     if isinstance(video, ImageReader):
         views = video.shrink(views)
     box, views = cut(views)
-    return video.read(indices, box), views
+    return video.read(indices, box), views, box
 
 
 def _part(

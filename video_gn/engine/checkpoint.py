@@ -14,8 +14,8 @@ import torch
 from video_gn.errors import UserError
 
 Checkpoint = dict[str, Any]
-"""model, optimizer, step, best_error, config (nested dict of the resolved config), lists (see `train.fingerprint`) and
-loop (what else `train.Trainer` needs to go on)."""
+"""model, optimizer, step, best_error, config (nested dict of the resolved config), class_names (by label), lists (see
+`train.fingerprint`) and loop (what else `train.Trainer` needs to go on)."""
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -67,9 +67,11 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= set(checkpoint):
         raise UserError(f"{path}: not a checkpoint of video_gn (no model, config and step in it)")
     model = checkpoint["model"]
-    whole = isinstance(checkpoint["config"], dict) and isinstance(model, dict)
-    if not whole or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in model.items()):
-        raise UserError(f"{path}: not a checkpoint of video_gn (its config or model is something else)")
+    names = checkpoint.get("class_names", [])
+    whole = isinstance(checkpoint["config"], dict) and isinstance(model, dict) and isinstance(names, list)
+    whole = whole and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in model.items())
+    if not whole or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: not a checkpoint of video_gn (its config, model or names are something else)")
     return checkpoint
 
 

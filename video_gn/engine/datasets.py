@@ -11,6 +11,7 @@ from video_gn.console import say
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, read_class_names, read_list
+from video_gn.engine.checkpoint import Checkpoint
 from video_gn.engine.distributed import World
 from video_gn.engine.unreadable import QUARANTINE
 from video_gn.errors import UserError
@@ -59,13 +60,26 @@ def _read_report(file: Path) -> dict[str, str]:
     return read_report(file)
 
 
+def class_names(config: Config, checkpoint: Checkpoint | None = None) -> list[str]:
+    """Names by label: of a checkpoint those that it was trained with, unless data.class_names is another file by now.
+
+    Raises:
+        UserError: the file is needed, and is missing or does not fit model.num_classes.
+    """
+    data, classes = config.data, config.model.num_classes
+    if checkpoint is not None and len(known := checkpoint.get("class_names", [])) == classes:
+        trained_with = checkpoint["config"].get("data", {}).get("class_names")
+        if trained_with == data.class_names:
+            return known
+    return read_class_names(data.class_names, data.root, classes)
+
+
 def _read_records(config: Config, name: str) -> list[Record]:
     data = config.data
     if data.kind == "images":
         return read_image_folder(name, data.root, config.model.num_classes)
-    classes = config.model.num_classes
-    class_names = None if data.class_names is None else read_class_names(data.class_names, data.root, classes)
-    records = read_list(name, data.root, classes, class_names, absolute_paths=data.absolute_paths)
+    names = None if data.class_names is None else class_names(config)
+    records = read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, name)
     return records

@@ -21,8 +21,8 @@ class Stop:
 def stop_signals() -> Iterator[Stop]:
     """While open, `SIGNALS` set `requested` and do nothing else, however often they come.
 
-    SLURM's warning, its SIGTERM and torchrun's may all reach a process: none may cut its checkpoint short. What must end
-    at once ends by SIGINT or SIGKILL.
+    SLURM's warning, its SIGTERM and torchrun's may all reach a process: none may cut its checkpoint short. SIGINT and
+    SIGKILL end it at once.
     """
     stop, process = Stop(), os.getpid()
 

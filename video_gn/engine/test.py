@@ -21,11 +21,11 @@ from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
-from video_gn.data.lists import Record, read_class_names
+from video_gn.data.lists import Record
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.board import show_test
-from video_gn.engine.datasets import memory_format, read_records, test_dataset
+from video_gn.engine.datasets import class_names, memory_format, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
 from video_gn.errors import UserError
@@ -96,7 +96,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
     model.to(world.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
     share_cores(world.device, config.data.workers)
     records = read_records(config, config.data.test_list, world)
-    names = read_class_names(config.data.class_names, config.data.root, config.model.num_classes)
+    names = class_names(config, state)
 
     begin = time.perf_counter()
     shares = world.gather(score_videos(model, config, records, world))

@@ -27,6 +27,7 @@ from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import (
+    class_names,
     decoder,
     memory_format,
     read_records,
@@ -92,6 +93,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.plan = plan_batches(config, len(train_records), world.size)
         self.lists = {"train": fingerprint(train_records), "val": fingerprint(val_records)}
+        self.class_names = world.first(lambda: class_names(config))
         self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable, world)
         share_cores(world.device, config.data.workers)
 
@@ -409,6 +411,7 @@ class Trainer:
             "step": self.step_done,
             "best_error": self.best_error,
             "config": self.config.model_dump(mode="json"),
+            "class_names": self.class_names,
             "lists": self.lists,
             "loop": {
                 "epochs_done": self.epochs_done,
