@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from video_gn import plots
+from video_gn.config import parse_config, to_yaml
+from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
 
 
@@ -33,6 +35,74 @@ def test_each_run_is_a_curve_of_its_epochs(tmp_path, monkeypatch):
         ([1], [60], "gn"),
     ]
     assert [(list(c.get_xdata()), list(c.get_ydata())) for c in validation.lines] == [([1, 3], [80, 40]), ([1], [55])]
+
+
+def write_events(folder, errors, **settings):
+    """A run of which TensorBoard's files are left. `settings`: keys of the config, with _ for the dot."""
+    tree = {"output_dir": str(folder), "seed": settings.pop("seed", 0)}
+    for key, value in settings.items():
+        section, name = key.split("_", 1)
+        tree.setdefault(section, {})[name] = value
+    with Writers(folder) as writers:
+        writers.text("config", f"```\n{to_yaml(parse_config(tree))}\n```")
+        for epoch, error in enumerate(errors, 1):
+            values = {"epoch/train_top1_error": 50.0} | ({} if error is None else {"val/top1_error": error})
+            writers.write("epoch", 100 * epoch, epoch, values)
+    (folder / "log.jsonl").unlink()
+    return folder
+
+
+def test_figure_7_from_the_event_files_alone(tmp_path, monkeypatch):
+    """Section 4.3: BN left, GN right, a curve for 8 and one for 4 clips/GPU; here some cells have two seeds."""
+    cells = {
+        ("bn", 4, 0): [70, None, 50],
+        ("gn", 4, 0): [61.5, 40.25, 28.75],
+        ("gn", 8, 0): [62, 41, 29],
+        ("gn", 8, 1): [64, 43, None],
+        ("bn", 8, 0): [60, 40, 30],
+    }
+    runs = []
+    for (norm, clips, seed), errors in cells.items():
+        folder = tmp_path / f"{norm}{clips}_{seed}"
+        folder.mkdir()
+        settings = {"model_norm": norm, "train_clips_per_gpu": clips, "seed": seed}
+        runs.append(write_events(folder, errors, **settings))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    assert plots.plot_by_norm(runs, tmp_path / "figure7.png").read_bytes().startswith(b"\x89PNG")
+    curves = {
+        axis.get_title(): {c.get_label(): (list(c.get_xdata()), list(c.get_ydata())) for c in axis.lines}
+        for axis in drawn[0].axes
+    }
+    assert list(curves) == ["bn", "gn"]
+    assert list(curves["gn"]) == ["8 clips/GPU", "4 clips/GPU"]
+    assert curves["bn"] == {"8 clips/GPU": ([1, 2, 3], [60, 40, 30]), "4 clips/GPU": ([1, 3], [70, 50])}
+    assert curves["gn"] == {"8 clips/GPU": ([1, 2], [63, 42]), "4 clips/GPU": ([1, 2, 3], [61.5, 40.25, 28.75])}
+
+
+def test_runs_of_one_cell_that_differ_are_no_seeds(tmp_path, monkeypatch):
+    runs = []
+    for k, frames in enumerate((32, 64, 32)):
+        (folder := tmp_path / str(k)).mkdir()
+        runs.append(write_events(folder, [10.0 + k], data_frames=frames, train_clips_per_gpu=4, seed=k))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plots.plot_by_norm(runs, tmp_path / "x.png")
+    curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
+    assert curves == {"4 clips/GPU, data.frames 32": [11.0], "4 clips/GPU, data.frames 64": [11.0]}
+
+
+def test_many_names_stand_below_the_curves(tmp_path, monkeypatch):
+    runs = [write_run(tmp_path / f"run{k}", [(90, 80)]) for k in range(12)]
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plots.plot_curves(runs, tmp_path / "x.png")
+    (figure,) = drawn
+    assert [axis.get_legend() for axis in figure.axes] == [None, None]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"run{k}" for k in range(12)]
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 < min(axis.get_tightbbox().y0 for axis in figure.axes)
 
 
 def test_what_is_not_a_run(tmp_path):

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
+from video_gn.config import parse_config, to_yaml
 from video_gn.console import say
-from video_gn.engine.writers import Writers, read_log
+from video_gn.engine.writers import Writers, read_config, read_log
 from video_gn.errors import UserError
 
 
@@ -62,11 +64,47 @@ def test_tensorboard_events(tmp_path: Path) -> None:
             writers.write("train", step, step / 10, {"train/loss": 2 / step, "train/lr": 0.01})
         writers.write("epoch", 3, 1, {"val/top1_error": 75.0})
     events = tensorboard_of(tmp_path)
-    assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "val/top1_error"}
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "val/top1_error", "system/epoch"}
+    assert [e.value for e in events.Scalars("system/epoch")] == pytest.approx([0.1, 0.2, 0.3, 1])
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2), (2, 1), (3, pytest.approx(2 / 3))]
     assert [(e.step, e.value) for e in events.Scalars("val/top1_error")] == [(3, 75.0)]
     (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("config")]
     assert events.Tensors(tag)[0].tensor_proto.string_val == [b"seed: 0"]
+
+
+def test_the_event_files_alone_hold_the_log_and_the_config(tmp_path: Path) -> None:
+    config = parse_config({"output_dir": "runs/x", "model": {"num_classes": 7}})
+    with Writers(tmp_path) as writers:
+        writers.text("config", f"```\n{to_yaml(config)}\n```\n8 clips a GPU")
+        for epoch in (1, 2, 3):
+            writers.write(
+                "train", 100 * epoch - 50, epoch - 1 / 3, {"train/loss": math.pi / epoch, "system/data_wait": 0.1}
+            )
+            writers.write("train", 100 * epoch, epoch, {"train/loss": math.nan if epoch == 2 else 1.0})
+            values = {"epoch/train_loss": 0.1 + epoch, "percentiles/res5/p99": 4.0}
+            writers.write("epoch", 100 * epoch, epoch, values | ({"val/top1_error": 100 / 3} if epoch != 1 else {}))
+        writers.write("summary", 300, 3, {"summary/val_top1_error_median": 33.3})
+    expected = log_of(tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    found = read_log(tmp_path)
+    for record in (*expected, *found):
+        assert record.pop("time") > 1.7e9
+    assert len(found) == len(expected) == 10
+    for record, other in zip(found, expected, strict=True):
+        assert record.keys() == other.keys()
+        for key, value in other.items():
+            assert record[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+    assert read_config(tmp_path) == config
+
+
+def test_what_others_wrote_is_no_log(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_log(tmp_path)
+    with SummaryWriter(str(tmp_path)) as board:
+        board.add_scalar("val/top1_error", 3.0, 1)
+    assert read_log(tmp_path) == []
+    with pytest.raises(UserError, match="no config in its event files"):
+        read_config(tmp_path)
 
 
 def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:

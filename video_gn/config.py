@@ -7,7 +7,7 @@ overrides; a base has no base of its own. ``a.b=c`` on the command line override
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -311,6 +311,14 @@ def differences(old: Section, new: Section, prefix: str = "") -> Iterator[tuple[
             yield from differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield prefix + name, a, b
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def to_yaml(config: Config) -> str:

@@ -2,47 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from video_gn.engine.writers import read_log
+from video_gn.config import flatten
+from video_gn.engine.runfolder import SAME_RESULT
+from video_gn.engine.writers import read_config, read_log
 from video_gn.errors import UserError
 
 matplotlib.use("Agg")  # files only: no display is needed
 
 FILL = (0x4C / 255, 0x92 / 255, 0xDC / 255)  # of the confusion matrix, over the page's background
 MAX_NAMED, MAX_COUNTED = 40, 16  # classes: more are not named beside the matrix, more are not counted in it
-PANELS = (("epoch/train_top1_error", "training error (%)"), ("val/top1_error", "validation error, 1 clip (%)"))
+VAL = "val/top1_error"
+PANELS = (("epoch/train_top1_error", "training error (%)"), (VAL, "validation error, 1 clip (%)"))
+MAX_INSIDE, LEGEND_COLUMNS = 6, 3  # names of runs: more go below the figure
+NORM, BATCH, SEEDS = "model.norm", "train.clips_per_gpu", SAME_RESULT | {"seed"}
 
 
 def plot_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw training and validation error against epochs, one curve a run, as Figures 4 and 7 do. Writes a PNG.
+    """Draw training and validation error against epochs, one curve a run, as Figure 4 does. Writes a PNG.
 
     Raises:
         UserError: a folder is not a run, or no epoch of it has ended.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    below = len(runs) > MAX_INSIDE
+    rows = math.ceil(len(runs) / LEGEND_COLUMNS) if below else 0
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4 + 0.25 * rows), layout="constrained")
     for run in runs:
         epochs = read_epochs(Path(run))
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=label(Path(run)))
     for axis, (_, title) in zip(axes, PANELS, strict=True):
-        axis.set(xlabel="epochs", ylabel=title, ylim=(0, None), xlim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend()
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
-    return Path(out)
+        _over_epochs(axis)
+        axis.set(ylabel=title)
+        if not below:
+            axis.legend()
+    if below:
+        names = axes[0].get_legend_handles_labels()
+        figure.legend(*names, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
+    return _write(figure, out)
+
+
+def plot_by_norm(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Draw validation error against epochs, a panel a norm, a curve a batch size, as Figures 5 and 7 do. Writes a PNG.
+
+    Runs of one norm and batch size that differ in nothing but their seed are one curve, their mean; what else differs
+    between them is in the curves' names.
+
+    Raises:
+        UserError: a folder is not a run, or no epoch of it has ended.
+    """
+    settings = {run: flatten(read_config(run).model_dump(mode="json")) for run in map(Path, runs)}
+    panels: dict[str, dict[str, list[dict[int, float]]]] = {values[NORM]: {} for values in settings.values()}
+    for run, values in sorted(settings.items(), key=lambda item: -item[1][BATCH]):
+        alike = [other for other in settings.values() if all(other[key] == values[key] for key in (NORM, BATCH))]
+        varied = [key for key in values if key not in SEEDS and any(other[key] != values[key] for other in alike)]
+        of = "images" if values["data.kind"] == "images" else "clips"
+        name = ", ".join([f"{values[BATCH]} {of}/GPU", *(f"{key} {values[key]}" for key in varied)])
+        errors = {int(record["epoch"]): record[VAL] for record in read_epochs(run) if record.get(VAL) is not None}
+        panels[values[NORM]].setdefault(name, []).append(errors)
+    return plot_panels(panels, out)
+
+
+def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], out: str | Path) -> Path:
+    """Draw validation error against epochs, in panels by name with curves by name: the mean of each curve's runs.
+
+    Args:
+        panels: by panel and curve, the runs' errors (%) by epoch; a mean is of the epochs that all of them have.
+    """
+    width = 1 + 4.5 * len(panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 4), sharey=True, squeeze=False, layout="constrained")
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for name, runs in curves.items():
+            epochs = sorted(set.intersection(*(set(run) for run in runs)))
+            means = [statistics.mean(run[epoch] for run in runs) for epoch in epochs]
+            axis.plot(epochs, means, marker="." if len(epochs) < 60 else None, label=name)
+        _over_epochs(axis)
+        axis.set(title=title)
+        if axis.lines:
+            axis.legend()
+    axes[0][0].set_ylabel("validation error (%)")
+    return _write(figure, out)
 
 
 def plot_percentiles(run: str | Path, out: str | Path) -> Path:
@@ -62,6 +114,16 @@ def plot_percentiles(run: str | Path, out: str | Path) -> Path:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(title="percentile")
+    return _write(figure, out)
+
+
+def _over_epochs(axis: Axes) -> None:
+    axis.set(xlabel="epochs", ylim=(0, None), xlim=(0, None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+
+
+def _write(figure: Figure, out: str | Path) -> Path:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
@@ -101,7 +163,7 @@ def label(run: Path) -> str:
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """The records of ended epochs in a run's log.jsonl.
+    """The records of ended epochs in a run's log.jsonl, or without one in its event files.
 
     Raises:
         UserError: there is no log, or no epoch has ended.
@@ -109,7 +171,9 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
     try:
         records = read_log(run)
     except OSError:
-        raise UserError(f"{run}: no log.jsonl; name the folder of a run, such as runs/demo") from None
+        raise UserError(
+            f"{run}: no log.jsonl and no event files; name the folder of a run, such as runs/demo"
+        ) from None
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
         raise UserError(f"{run}: no epoch has ended yet; wait for the first")

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import video_gn
-from video_gn.config import Config, load_config, parse_config
+from video_gn.config import Config, flatten, load_config, parse_config
 from video_gn.engine.checkpoint import write_text
 from video_gn.engine.test import protocol
 from video_gn.engine.writers import read_log
@@ -226,7 +226,7 @@ def page(runs: Sequence[Run]) -> str:
         "Classes": Html("".join(class_report(run, test) for run in runs for test in run.tests)),
         "Throughput": throughput(runs),
         "Environment": compare(runs, [_flat_environment(run.environment) for run in runs]),
-        "Config": compare(runs, [_flat(run.config.model_dump(mode="json")) for run in runs]),
+        "Config": compare(runs, [_texts(run.config.model_dump(mode="json")) for run in runs]),
     }
     shown = {name: content for name, content in parts.items() if content}
     links = [tag("a", name, href=f"#{_anchor(name)}") for name in shown]
@@ -495,18 +495,12 @@ def compare(runs: Sequence[Run], values: Sequence[dict[str, str]]) -> Html:
     return Html("".join(parts))
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _texts(tree: dict[str, Any]) -> dict[str, str]:
     """Nested values by dotted key, as text."""
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
-    return flat
+    return {key: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in flatten(tree).items()}
 
 
 def _flat_environment(environment: dict[str, Any]) -> dict[str, str]:
     command = environment.get("command")
     readable = environment | ({"command": shlex.join(command)} if isinstance(command, list) else {})
-    return _flat(readable)
+    return _texts(readable)

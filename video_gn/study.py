@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal
 
 import matplotlib.pyplot as plt
 import yaml
-from matplotlib.ticker import MaxNLocator
 from pydantic import Field, ValidationError, model_validator
 
 from video_gn.config import Config, Positive, Section, differences, load_config, read_yaml
@@ -31,19 +30,14 @@ from video_gn.console import say
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine.checkpoint import LAST, write_text
 from video_gn.engine.distributed import World, world
-from video_gn.engine.runfolder import FREE_TO_CHANGE
+from video_gn.engine.runfolder import SAME_RESULT
 from video_gn.engine.test import protocol, result_path, test_checkpoint
 from video_gn.engine.train import train
 from video_gn.errors import UserError
-from video_gn.plots import read_epochs
+from video_gn.plots import plot_panels, read_epochs
 
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
 RESERVED = {"seed", "output_dir"}  # the study's own
-SAME_RESULT = FREE_TO_CHANGE | {
-    *("output_dir", "device", "resume", "train.log_every", "train.max_bad_steps"),
-    *("checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
-}
-"""Values that two runs of one cell and seed may differ in."""
 
 
 class Motion(Section):
@@ -431,7 +425,11 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
     write_text(out / "results.csv", rows_csv(study, runs, results))
     if results:
         plot_errors(study, summary, measured, out / "errors.png")
-        plot_epochs(summary, out / "epochs.png")
+        panels: dict[str, dict[str, list[dict[int, float]]]] = {}
+        for (row, column), found in summary.results.items():
+            if found:
+                panels.setdefault(row, {})[column] = [result.errors for result in found]
+        plot_panels(panels, out / "epochs.png")
     return text, problems
 
 
@@ -522,28 +520,5 @@ def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> Non
     axis.set_title(measured, fontsize="small")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
-
-
-def plot_epochs(summary: Summary, out: Path) -> None:
-    """Validation error against epochs, mean over seeds, a panel a row and a curve a column; as Figure 5."""
-    width = 1 + 4.5 * len(summary.rows)
-    figure, axes = plt.subplots(
-        1, len(summary.rows), figsize=(width, 4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, row in zip(axes[0], summary.rows, strict=True):
-        for column in summary.columns:
-            results = summary.results.get((row, column))
-            if results:
-                epochs = sorted(results[0].errors)
-                means = [statistics.mean(result.errors[epoch] for result in results) for epoch in epochs]
-                axis.plot(epochs, means, marker="." if len(epochs) < 60 else None, label=column)
-        axis.set(title=row, xlabel="epochs", ylim=(0, None), xlim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
-    axes[0][0].set_ylabel("validation error (%)")
     figure.savefig(out, dpi=150)
     plt.close(figure)

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 import video_gn
+from video_gn.config import flatten
 from video_gn.errors import UserError
 
 ROLL_CALL = 120.0
@@ -57,7 +58,7 @@ def facts_of(device: torch.device, backend: str, settings: Mapping[str, Any]) ->
         "video_gn": f"{video_gn.__version__} (sources {code_fingerprint()})",
     }
     name = f"{device} {torch.cuda.get_device_name(device)}" if gpu else str(device)
-    return Facts(platform.node(), name, versions | dict(_flat(settings)))
+    return Facts(platform.node(), name, versions | flatten(settings))
 
 
 def code_fingerprint() -> str:
@@ -67,14 +68,6 @@ def code_fingerprint() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def disagreement(facts: Sequence[Facts]) -> str | None:
