@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_train import TINY, tool
+from tests.test_train import tool
+from tests.untrained import write_untrained
 from video_gn import export, inference
-from video_gn.config import load_config
-from video_gn.data.motion import CLASSES, write_dataset
+from video_gn.data.motion import CLASSES
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.export import export_checkpoint
-from video_gn.models import build_model
 
 FRAMES, CROP, SIDE = 16, 32, 48
 
@@ -29,17 +28,8 @@ FRAMES, CROP, SIDE = 16, 32, 48
 def trained(tmp_path_factory) -> Path:
     """A checkpoint of an untrained net whose scores differ, and its videos, which need no resize."""
     folder = tmp_path_factory.mktemp("exported")
-    write_dataset(folder / "videos", train_videos=10, val_videos=1, num_frames=40, size=SIDE, workers=1, progress=False)
-    (folder / "tiny.yaml").write_text(TINY.format(out=folder / "run", root=folder / "videos"))
     overrides = [f"data.frames={FRAMES}", f"test.short_side={SIDE}", "data.class_names=classes.txt"]
-    config = load_config(folder / "tiny.yaml", overrides)
-    torch.manual_seed(0)
-    model = build_model(config.model)
-    nn.init.normal_(model.head.fc.weight, std=1)
-    for parameter in model.norm_parameters():
-        nn.init.uniform_(parameter, 0.5, 1.5)
-    ckpt.save(folder / "last.pt", {"model": model.state_dict(), "step": 3, "config": config.model_dump(mode="json")})
-    return folder / "last.pt"
+    return write_untrained(folder, overrides, train_videos=10, val_videos=1, size=SIDE)
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from tests.test_train import TINY, launch
+from tests.test_train import launch
+from tests.untrained import write_untrained
 from video_gn import features, inference
 from video_gn.config import load_config
 from video_gn.data.decode import open_video
-from video_gn.data.motion import write_dataset
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.features import extract_features, pooled, read_index, read_shard
@@ -29,19 +28,11 @@ VIDEOS, CLIPS = 7, 4
 def trained(tmp_path_factory) -> Path:
     """A checkpoint of an untrained net, 7 videos beside it, and a list of them with labels that the net lacks."""
     folder = tmp_path_factory.mktemp("features")
-    motions = {"train_videos": 10, "val_videos": VIDEOS, "num_frames": 40, "size": 48}
-    write_dataset(folder / "videos", **motions, workers=1, progress=False)
-    (folder / "tiny.yaml").write_text(TINY.format(out=folder / "run", root=folder / "videos"))
-    config = load_config(folder / "tiny.yaml", [f"test.clips={CLIPS}", "test.short_side=48"])
-    torch.manual_seed(0)
-    model = build_model(config.model)
-    nn.init.normal_(model.head.fc.weight, std=1)
-    for parameter in model.norm_parameters():
-        nn.init.uniform_(parameter, 0.5, 1.5)
-    ckpt.save(folder / "last.pt", {"model": model.state_dict(), "step": 3, "config": config.model_dump(mode="json")})
+    overrides = [f"test.clips={CLIPS}", "test.short_side=48"]
+    checkpoint = write_untrained(folder, overrides, train_videos=10, val_videos=VIDEOS, size=48)
     paths = [line.rsplit(" ", 1)[0] for line in (folder / "videos" / "val.csv").read_text().splitlines()]
     (folder / "videos" / "new.csv").write_text("".join(f"{path} {1000 + k}\n" for k, path in enumerate(paths)))
-    return folder / "last.pt"
+    return checkpoint
 
 
 def extract(trained: Path, out: Path, **options) -> features.Features:

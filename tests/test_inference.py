@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 import video_gn
-from tests.test_train import TINY, tool
+from tests.test_train import tool
+from tests.untrained import write_untrained
 from video_gn import inference, predict
-from video_gn.config import load_config
 from video_gn.data.decode import VideoError, open_video
-from video_gn.data.motion import CLASSES, write_dataset
+from video_gn.data.motion import CLASSES
 from video_gn.draw import BAR, panel, shorten, write_video
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import read_records
@@ -29,7 +29,6 @@ from video_gn.engine.distributed import World
 from video_gn.engine.test import score_videos
 from video_gn.errors import UserError
 from video_gn.inference import Classifier, Gradcam, Timeline, gradcam
-from video_gn.models import build_model
 from video_gn.models.resnet import ResNet
 from video_gn.norm import norm_factory
 
@@ -40,18 +39,8 @@ SPAN, FRAMES = 16, 40  # of TINY's clips: 8 frames, stride 2
 def saved(tmp_path_factory) -> Path:
     """The checkpoint of an untrained net whose scores differ; its videos are in ../videos."""
     folder = tmp_path_factory.mktemp("saved")
-    write_dataset(
-        folder / "videos", train_videos=1, val_videos=3, num_frames=FRAMES, size=48, workers=1, progress=False
-    )
-    (folder / "tiny.yaml").write_text(TINY.format(out=folder / "run", root=folder / "videos"))
-    config = load_config(folder / "tiny.yaml", ["test.clips=4", "data.class_names=classes.txt"])
-    torch.manual_seed(0)
-    model = build_model(config.model)
-    nn.init.normal_(model.head.fc.weight, std=0.1)
-    for parameter in model.norm_parameters():
-        nn.init.uniform_(parameter, 0.5, 1.5)
-    ckpt.save(folder / "tiny.pt", {"model": model.state_dict(), "step": 3, "config": config.model_dump(mode="json")})
-    return folder / "tiny.pt"
+    overrides = ["test.clips=4", "data.class_names=classes.txt"]
+    return write_untrained(folder, overrides, std=0.1, train_videos=1, val_videos=3, size=48)
 
 
 @pytest.fixture(scope="module")
