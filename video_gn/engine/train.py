@@ -7,6 +7,7 @@ import hashlib
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -117,10 +118,7 @@ class Trainer:
         self.best_error = math.inf
         self.interval = Interval(world.device)
         self.epoch_meter = Meter(world.device)
-        # Running statistics are averaged over ranks before they are used, so DDP need not send them at each pass.
-        self.parallel: nn.Module = (
-            DistributedDataParallel(self.model, broadcast_buffers=False) if world.size > 1 else self.model
-        )
+        self.parallel = parallel(self.model) if world.size > 1 else self.model
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.parallel) if config.train.compile else self.parallel
         )
@@ -486,6 +484,13 @@ class Trainer:
         if writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
             writers.text("model", f"```\n{table(describe(config))}\n```")
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model in DDP. Running statistics are averaged over ranks before they are used: DDP need not send them."""
+    with warnings.catch_warnings():  # the new name, forward_sync_buffers, is of torch 2.13
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 class Interval:
