@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import os
 import runpy
@@ -346,6 +347,47 @@ def test_check(root):
         read_report(root / "list.csv")
     with pytest.raises(UserError, match="cannot read the report"):
         read_report(root / "absent.csv")
+
+
+def test_an_interrupted_check_goes_on(root, monkeypatch):
+    """Good files that have not changed are not decoded again; what had a problem is."""
+    checked = []
+
+    def in_turn(work, calls, jobs, seconds, until=10**6):
+        for index, call in enumerate(calls):
+            if len(checked) == until:
+                raise KeyboardInterrupt
+            checked.append(Path(call[0]).name)
+            try:
+                yield index, work(*call)
+            except VideoError as error:
+                yield index, error
+
+    arguments = str(root / "list.csv"), None, str(root)
+    monkeypatch.setattr(prepare, "in_children", in_turn)
+    check_list(*arguments)
+    whole, all_names = table(root / "list.report.csv"), checked[:]
+    assert not list(root.glob(".*"))
+    (root / "list.report.csv").unlink()
+
+    checked.clear()
+    monkeypatch.setattr(prepare, "in_children", functools.partial(in_turn, until=4))
+    with pytest.raises(KeyboardInterrupt):
+        check_list(*arguments)
+    (journal,) = root.glob(".*")
+    with open(journal, "a", encoding="utf-8") as file:
+        file.write("half a l")  # cut by a kill
+    good = [row["path"] for row in whole[:4] if not row["problem"]]
+    assert 2 <= len(good) < 4
+    os.utime(root / good[0], (1, 1))  # changed since
+
+    checked.clear()
+    monkeypatch.setattr(prepare, "in_children", in_turn)
+    text, _ = check_list(*arguments)
+    assert sorted(checked) == sorted(set(all_names) - {Path(path).name for path in good[1:]})
+    assert f"({len(good) - 1} of them before)" in text
+    assert table(root / "list.report.csv") == whole
+    assert not list(root.glob(".*"))
 
 
 # ---- the tool ----

@@ -48,6 +48,7 @@ from video_gn.errors import UserError
 MANIFEST = ("path", "source", "source_bytes", "source_mtime_ns", "sha256", "frames", "fps", "width", "height", "bytes")
 QUARANTINE = ("path", "reason")
 REPORT = ("path", "frames", "fps", "width", "height", "duration", "problem")
+JOURNAL = (*REPORT, "bytes", "mtime_ns")
 OWN_FILES = ("manifest.csv", "quarantine.csv", "prepare.json")
 
 # Chosen by measurement, see docs/preparing.md. Without its macroblock tree x264 writes the same file each time.
@@ -387,6 +388,9 @@ def check_list(
 ) -> tuple[str, dict[str, str]]:
     """Decode every video of a list; write a csv (REPORT) with one row a video, in the list's order.
 
+    What an interrupted check has found is in a hidden file beside the report: the next one decodes those videos again
+    that had a problem or have changed since, and those that were not reached.
+
     Args:
         report: the csv; None is LIST.report.csv beside the list.
         root, jobs, time_limit: as `prepare_list`.
@@ -402,14 +406,39 @@ def check_list(
     report = report or file.with_name(f"{file.stem}.report.csv")
     if report.resolve() == file.resolve() or not os.access(report.parent, os.W_OK) or report.is_dir():
         raise UserError(f"cannot write the report {report}; give another file after the list")
-    rows: list[Row] = [{"path": record.path, "problem": ""} for record in records]
-    calls = [(video_path(record, root),) for record in records]
-    for index, result in _with_bar(in_children(check_video, calls, jobs, time_limit), len(calls), "checking"):
-        rows[index] |= {"problem": result.reason} if isinstance(result, VideoError) else result
+    journal = report.with_name(f".{report.name}.begun")
+    known = {row["path"]: row for row in _read_table(journal, JOURNAL) if not row["problem"]}
+    sources = [video_path(record, root) for record in records]
+    rows: list[Row] = []
+    for record, source in zip(records, sources, strict=True):
+        row = {"path": record.path, "problem": "", **_size_and_time(source)}
+        found = known.get(record.path, {})
+        rows.append(found if row.items() <= found.items() else row)
+    todo = [index for index, row in enumerate(rows) if "frames" not in row]
+    _write_table(journal, JOURNAL, (row for row in rows if "frames" in row))
+    results = in_children(check_video, [(sources[index],) for index in todo], jobs, time_limit)
+    with open(journal, "a", encoding="utf-8", newline="") as file_of_rows:
+        table = csv.DictWriter(file_of_rows, JOURNAL)
+        for number, result in _with_bar(results, len(todo), "checking"):
+            row = rows[todo[number]]
+            row |= {"problem": result.reason} if isinstance(result, VideoError) else result
+            table.writerow(row)
+            file_of_rows.flush()  # from here on a kill cannot lose it
     _write_table(report, REPORT, rows)
+    journal.unlink()
     bad = {row["path"]: row["problem"] for row in rows if row["problem"]}
-    text = f"{len(rows) - len(bad)} good, {len(bad)} with problems; {time.monotonic() - begun:.0f} s; {report}"
-    return text, bad
+    before = f" ({len(rows) - len(todo)} of them before)" if len(todo) < len(rows) else ""
+    text = f"{len(rows) - len(bad)} good{before}, {len(bad)} with problems"
+    return f"{text}; {time.monotonic() - begun:.0f} s; {report}", bad
+
+
+def _size_and_time(source: str) -> Row:
+    """Of a file that may be gone or on a server: then nothing tells whether it has changed."""
+    try:
+        status = os.stat(source)
+    except OSError:
+        return {"bytes": "", "mtime_ns": ""}
+    return {"bytes": str(status.st_size), "mtime_ns": str(status.st_mtime_ns)}
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -554,7 +583,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     text = io.StringIO()
-    table = csv.DictWriter(text, columns, restval="")
+    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
     table.writeheader()
     table.writerows(rows)
     _replace_text(path, text.getvalue())
