@@ -17,7 +17,7 @@ import csv
 import os
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,9 +142,26 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
     Raises:
         UserError: how many files are missing, and the first 20 with their line numbers; a store cannot be reached.
     """
-    if stores.is_url(root) and len(records) > URLS_LOOKED_AT:
-        say(f"{list_path}: of {len(records):,} files in {root}, {URLS_LOOKED_AT} are looked for")
-        records = [records[i * len(records) // URLS_LOOKED_AT] for i in range(URLS_LOOKED_AT)]
+    if not stores.is_url(root):
+        missing = _missing(records, root)
+    else:
+        if len(records) > URLS_LOOKED_AT:
+            say(f"{list_path}: of {len(records):,} files in {root}, {URLS_LOOKED_AT} are looked for")
+            records = [records[i * len(records) // URLS_LOOKED_AT] for i in range(URLS_LOOKED_AT)]
+        # In a process of its own: a store's client leaves threads, whose locks a worker forked from here might wait for.
+        with ProcessPoolExecutor(1) as pool:
+            missing = pool.submit(_missing, records, root).result()
+    if missing:
+        shown = ", ".join(f"line {record.line} ({record.path!r})" for record in missing[:MAX_SHOWN])
+        more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
+        raise UserError(
+            f"{list_path}: {len(missing):,} of {len(records):,} files are not there: {shown}{more}; "
+            f"correct data.root ({root!r}) or the list"
+        )
+
+
+def _missing(records: list[Record], root: str) -> list[Record]:
+    """Those of the records whose file is not there."""
 
     def absent(some: list[Record]) -> list[Record]:
         return [record for record in some if not _is_file(video_path(record, root))]
@@ -158,13 +175,7 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
         for some, found in zip(tasks, pool.map(absent, tasks), strict=True):
             missing += found
             bar.update(len(some))
-    if missing:
-        shown = ", ".join(f"line {record.line} ({record.path!r})" for record in missing[:MAX_SHOWN])
-        more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
-        raise UserError(
-            f"{list_path}: {len(missing):,} of {len(records):,} files are not there: {shown}{more}; "
-            f"correct data.root ({root!r}) or the list"
-        )
+    return missing
 
 
 def _is_file(path: str) -> bool:
