@@ -92,6 +92,35 @@ def test_runs_of_one_cell_that_differ_are_no_seeds(tmp_path, monkeypatch):
     assert curves == {"4 clips/GPU, data.frames 32": [11.0], "4 clips/GPU, data.frames 64": [11.0]}
 
 
+def test_runs_on_other_lists_are_no_seeds(tmp_path, monkeypatch):
+    runs = []
+    for k, (name, root) in enumerate((("train.csv", "/a"), ("few.csv", "/a"), ("train.csv", "/b"))):
+        (folder := tmp_path / str(k)).mkdir()
+        lists = {"data_train_list": name, "data_root": root, "data_test_list": f"{k}.csv"}
+        runs.append(write_events(folder, [10.0 + k], seed=k, **lists))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plots.plot_by_norm(runs, tmp_path / "x.png")
+    curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
+    assert curves == {
+        "8 clips/GPU, data.train_list train.csv": [11.0],
+        "8 clips/GPU, data.train_list few.csv": [11.0],
+    }
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    runs = []
+    for folder in ("a/run", "b/run", "b/other"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        runs.append(write_run(tmp_path / folder, [(90, 80)]))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plots.plot_curves(runs, tmp_path / "x.png")
+    plots.plot_curves(runs, tmp_path / "x.png", ["1", "2", "3"])
+    legends = [[text.get_text() for text in figure.axes[0].get_legend().get_texts()] for figure in drawn]
+    assert legends == [[str(runs[0]), str(runs[1]), "other"], ["1", "2", "3"]]
+
+
 def test_many_names_stand_below_the_curves(tmp_path, monkeypatch):
     runs = [write_run(tmp_path / f"run{k}", [(90, 80)]) for k in range(12)]
     drawn = []
@@ -110,6 +139,26 @@ def test_what_is_not_a_run(tmp_path):
         plots.plot_curves([tmp_path], tmp_path / "x.png")
     with pytest.raises(UserError, match="no epoch has ended yet"):
         plots.plot_curves([write_run(tmp_path / "young", [])], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file/x.png", r"file/x\.png: cannot be written \(File exists\); give another --out"),
+        ("folder.png", r"folder\.png: cannot be written \(Is a directory\); give another --out"),
+        ("x.xyz", r"x\.xyz: not the name of a figure's file; end it in \.png"),
+        ("x", r"x: not the name of a figure's file; end it in \.png"),
+    ],
+)
+def test_a_place_that_cannot_hold_the_figure(tmp_path, out, words):
+    run = write_run(tmp_path / "run", [(90, 80)])
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    figures = plt.get_fignums()
+    with pytest.raises(UserError, match=words):
+        plots.plot_curves([run], tmp_path / out)
+    assert plt.get_fignums() == figures
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_percentiles_as_figure_6(tmp_path, monkeypatch):

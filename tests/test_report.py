@@ -66,8 +66,8 @@ class Page(HTMLParser):
             self.rows[self.section][-1][-1] += ("|" if self.open[-1] == "small" else "") + data
 
 
-def write_run(folder, config, *, pairs=None, classes=(), epochs=(), environment=None, **result):
-    """A run's folder; `pairs` are (label, predicted) of its test."""
+def write_run(folder, config, /, *, pairs=None, classes=(), epochs=(), environment=None, **result):
+    """A run's folder; `pairs` are (label, predicted) of its test, `result` what else its JSON says."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "environment.json").write_text(json.dumps(environment or {"torch": "2.15", "derived": {"lr": 0.1}}))
@@ -180,11 +180,19 @@ def test_text_of_runs_stays_text_and_nothing_is_fetched(tmp_path):
 
 def test_table_8_beside_the_paper(tmp_path):
     kinetics = ROOT / "configs" / "kinetics400"
-    facts = {"top1": 74.25, "top5": 91.5, "protocol": "10-clip full 256", "videos_listed": 19_906}
-    gn = write_run(
-        tmp_path / "gn64", load_config(kinetics / "i3d_r50_gn_64x1_4clips.yaml"), pairs=[(0, 0)], classes="ab", **facts
-    )
-    page = Page(report.write_report([gn], tmp_path / "r.html").read_text())
+    config = load_config(kinetics / "i3d_r50_gn_64x1_4clips.yaml")
+    facts = {"top1": 74.25, "top5": 91.5, "protocol": "10-clip full 256", "videos_listed": 19_906, "step": 109}
+    whole = {"pairs": [(0, 0)], "classes": "ab", "epochs": [90] * 109} | facts
+    other_clips = load_config(kinetics / "i3d_r50_gn_32x2_4clips.yaml").model_dump(mode="json")
+    three_clips = parse_config(config.model_dump(mode="json"), ["test.clips=3"]).model_dump(mode="json")
+    runs = [
+        write_run(tmp_path / "gn64", config, **whole),
+        write_run(tmp_path / "going_on", config, **whole | {"epochs": [90] * 60, "step": 60}),
+        write_run(tmp_path / "before_the_end", config, **whole | {"step": 60}),
+        write_run(tmp_path / "other_clips", config, **whole, config=other_clips),
+        write_run(tmp_path / "three_clips", config, **whole, config=three_clips),
+    ]
+    page = Page(report.write_report(runs, tmp_path / "r.html").read_text())
     assert [[cell.replace("\xa0", " ") for cell in row] for row in page.rows["table-8"]] == [
         ["clip (frames x stride)", "32 x 2", "32 x 2", "64 x 1"],
         ["batch size (clips a GPU)", "8", "4", "4"],
@@ -201,8 +209,15 @@ def test_every_cell_of_table_8_has_its_config_and_other_runs_have_none():
     order = ("32x2_8clips", "32x2_4clips", "64x1_4clips")
     assert cells == {f"i3d_r50_{norm}_{clip}": (norm, k) for norm in ("bn", "gn") for k, clip in enumerate(order)}
     config = kinetics / "i3d_r50_gn_32x2_8clips.yaml"
-    for other in ("model.width=32", "model.num_classes=101", "train.clips_per_gpu=2", "model.norm=ln", "data.crop=112"):
+    for other in (
+        *("model.width=32", "model.num_classes=101", "model.norm=ln", "model.stem=sparse", "model.groups=16"),
+        *("model.channels_per_group=16", "data.crop=112", "train.clips_per_gpu=2", "train.epochs=30"),
+        "train.global_batch=32",
+    ):
         assert report.table8_cell(load_config(config, [other])) is None
+    assert report.table8_cell(load_config(config, ["train.global_batch=64", "seed=3"])) == ("gn", 0)
+    bn = load_config(kinetics / "i3d_r50_bn_32x2_8clips.yaml", ["model.groups=16"])  # which BN does not have
+    assert report.table8_cell(bn) == ("bn", 0)
 
 
 def test_a_tested_checkpoint_on_its_own(tmp_path):
@@ -217,10 +232,12 @@ def test_a_tested_checkpoint_on_its_own(tmp_path):
 def test_percentiles_are_drawn_where_they_were_logged(tmp_path):
     run = write_run(tmp_path / "vgg", small_config(), epochs=[80, 60])
     assert "percentiles of" not in report.page([report.read_run(run, "vgg")])
-    lines = [json.loads(line) | {"percentiles/conv.12/p99": 3} for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines[-1]["percentiles/conv.12/p99"] = 3  # with train.eval_every 2 the first epoch has none
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = report.page([report.read_run(run, "vgg")])
-    assert 'aria-label="percentiles of vgg"' in page and "output of conv.12" in page
+    page = report.page([report.read_run(run, "the name")])
+    assert 'aria-label="percentiles of the name"' in page and "output of conv.12" in page
+    assert page.count(">the name</text>") == 3  # in the legends of both curves, above the percentiles
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

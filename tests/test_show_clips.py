@@ -161,6 +161,22 @@ def test_images(tmp_path, drawn):
     assert {int(strip.frames[0, 0, 0, 0]) for strip in drawn[0].strips} == {50, 51, 180, 181}
 
 
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("clips.xyz", r"clips\.xyz: not the name of a picture; end it in \.png"),
+        ("clips", "clips: not the name of a picture"),
+        ("clips.psd", r"clips\.psd: not the name of a picture"),  # Pillow reads it, and does not write it
+        ("file/clips.png", r"file/clips\.png: cannot be written \(File exists\); give another --out"),
+    ],
+)
+def test_a_place_that_cannot_hold_the_sheet(config_file, tmp_path, out, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=words):
+        show_clips(config(config_file), tmp_path / out, train=1, test=0)
+    assert not list(tmp_path.glob("clips*"))
+
+
 def test_the_tool_prints_the_file(config_file, tmp_path):
     out = tmp_path / "sheet.png"
     done = tool("tools/show_clips.py", str(config_file), "--train", "2", "test.clips=2", "--out", str(out))

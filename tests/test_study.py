@@ -16,7 +16,7 @@ import yaml
 from tests.test_train import TINY, launch
 from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny videos
 from video_gn import study as studies
-from video_gn.config import to_yaml
+from video_gn.config import parse_config, to_yaml
 from video_gn.errors import UserError
 from video_gn.study import Motion, Run, Study, as_override, commands, load_study, plan_runs, render_motion, run_study
 
@@ -49,6 +49,13 @@ def pretend(run: Run, errors: list[float | None]) -> None:
     (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def pretend_test(run: Run, *overrides: str, **values: object) -> None:
+    """The result of a test whose config had these overrides."""
+    config = parse_config(run.config.model_dump(mode="json"), overrides).model_dump(mode="json")
+    result = {"checkpoint": "last.pt", "step": 10, "top1": 61.5, "videos_scored": 11, "videos_listed": 11}
+    (run.folder / "test_10-clip_center_32.json").write_text(json.dumps(result | {"config": config} | values))
+
+
 # --- the study file ---
 
 
@@ -63,6 +70,17 @@ def pretend(run: Run, errors: list[float | None]) -> None:
         ({"seeds": [0, 0]}, "seeds [0, 0] repeat"),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
         ({"grid": {"model.norm": ["bn", "bn"]}}, "two cells are norm=bn"),
+        (
+            {"grid": {}, "rows": [], "together": [{"data.max_unreadable": 1}, {"test.max_unreadable": 1}]},
+            "two cells are max_unreadable=1 by name",
+        ),
+        (
+            {
+                "grid": {},
+                "together": [{"model.norm": "gn", "optim.lr": 0.1}, {"optim.lr": 0.1, "model.norm": "gn"}],
+            },
+            "two cells are gn / lr 0.1 by name",
+        ),
         ({"grid": {"seed": [1, 2]}, "rows": []}, "seed is the study's to set"),
         ({"fixed": {"output_dir": "x"}}, "output_dir is the study's to set"),
         ({"fixed": {"model.norm": "gn"}}, "model.norm is given twice"),
@@ -185,13 +203,15 @@ def test_a_study_asks_for_its_test_once(tmp_path, monkeypatch):
 
     def test_checkpoint(path, overrides):
         tested.append((path, overrides))
-        result = {"checkpoint": "last.pt", "step": 10, "top1": 61.5}
-        (run.folder / "test_10-clip_center_32.json").write_text(json.dumps(result))
+        pretend_test(run)
 
     monkeypatch.setattr(studies, "test_checkpoint", test_checkpoint)
     run_study(study, [run], tmp_path / "out")
     run_study(study, [run], tmp_path / "out")
-    assert tested == [(run.folder / "checkpoints" / "last.pt", run.overrides)]
+    ((path, overrides),) = tested
+    assert path == run.folder / "checkpoints" / "last.pt"
+    other = {"output_dir": "x", "data": {"test_list": "other.csv"}, "test": {"clips": 3}}  # as the checkpoint's may be
+    assert parse_config(other, overrides) == run.config
     assert "| gn | 61.5 (n=1) |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -205,6 +225,50 @@ def test_the_run_of_another_study_is_neither_counted_nor_touched(tmp_path, monke
         run_study(study, runs, tmp_path / "out")
     text, problems = studies.write_report(study, runs, tmp_path / "out")
     assert "0 of 4 runs finished" in text and len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.train_list=other.csv", "data.train_list: train.csv -> other.csv"),
+        ("data.val_list=other.csv", "data.val_list: val.csv -> other.csv"),
+        ("data.quarantine=bad.csv", "data.quarantine: None -> bad.csv"),
+        ("data.root=elsewhere", None),  # another machine's
+        ("data.test_list=other.csv", None),
+        ("data.max_unreadable=99", None),
+    ],
+)
+def test_a_run_on_other_lists_is_another_experiment(tmp_path, override, told):
+    values = {"seeds": [0], "grid": {"model.norm": ["gn"]}}
+    _, (before,) = plan(tmp_path, **values)
+    pretend(before, [60, 50])
+    study, runs = plan(tmp_path, override, **values)
+    text, problems = studies.write_report(study, runs, tmp_path / "out")
+    assert [told in problem for problem in problems] == ([] if told is None else [True])
+    assert f"{0 if told else 1} of 1 runs finished" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "is_finished"),
+    [
+        ([], {}, True),
+        (["data.root=elsewhere", "data.workers=7", "test.clips_per_batch=1", "test.max_unreadable=9"], {}, True),
+        ([], {"videos_scored": 9}, True),  # the study's test.max_unreadable is 2
+        ([], {"videos_scored": 8}, False),
+        ([], {"step": 5}, False),
+        ([], {"checkpoint": "best.pt"}, False),
+        (["data.test_list=other.csv"], {}, False),
+        (["test.short_side=48"], {}, False),
+        (["data.frames=16"], {}, False),
+    ],
+)
+def test_a_test_counts_if_it_is_the_studys_and_whole(tmp_path, overrides, values, is_finished):
+    fixed = {"test.max_unreadable": 2, "test.short_side": 40}
+    study, (run,) = plan(tmp_path, seeds=[0], measure="test", grid={"model.norm": ["gn"]}, fixed=fixed)
+    pretend(run, [60, 50])
+    pretend_test(run, *overrides, **values)
+    text, _ = studies.write_report(study, [run], tmp_path / "out")
+    assert ("| gn | 61.5 (n=1) |" if is_finished else "| gn | - |") in text
 
 
 def test_a_run_without_scored_videos_is_a_failure(tmp_path, monkeypatch):
@@ -295,6 +359,23 @@ def test_a_study_of_one_row_stands_upright(tmp_path):
     assert text.splitlines()[2:6] == ["|  | error |", "| --- | --- |", "| norm bn | 50.0 (n=1) |", "| norm gn | - |"]
 
 
+def test_rows_of_different_keys_are_named_by_them(tmp_path):
+    """As Table 3: 16 groups are not 16 channels a group."""
+    together = [{key: value} for key in ("model.groups", "model.channels_per_group") for value in (16, 8)]
+    rows = ["model.groups", "model.channels_per_group"]
+    paper = [{"cell": cell, "value": 20.0 + k} for k, cell in enumerate(together)]
+    study, runs = plan(tmp_path, seeds=[0], grid={}, together=together, rows=rows, paper=paper)
+    for run, error in zip(runs, (10, 20, 50, 60), strict=True):
+        pretend(run, [90, error])
+    text, _ = studies.write_report(study, runs, tmp_path / "out")
+    assert text.splitlines()[4:8] == [
+        "| groups 16 | 10.0 (n=1) [20.0] |",
+        "| groups 8 | 20.0 (n=1) [21.0] |",
+        "| channels_per_group 16 | 50.0 (n=1) [22.0] |",
+        "| channels_per_group 8 | 60.0 (n=1) [23.0] |",
+    ]
+
+
 def test_figures(made_up, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
@@ -363,6 +444,13 @@ def test_collect_prints_what_it_left_out(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "0 of 4 runs finished" in captured.out
     assert "holds another experiment (optim.lr: 0.02 -> 0.5; train.epochs: 1 -> 2)" in captured.err
+
+
+def test_a_place_that_cannot_hold_the_results(tmp_path):
+    study, runs = plan(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot be written \(File exists\); give another --out"):
+        studies.write_report(study, runs, tmp_path / "file")
 
 
 def test_ranks_share_each_run(tmp_path, videos):

@@ -30,39 +30,43 @@ MAX_INSIDE, LEGEND_COLUMNS = 6, 3  # names of runs: more go below the figure
 NORM, BATCH, SEEDS = "model.norm", "train.clips_per_gpu", SAME_RESULT | {"seed"}
 
 
-def plot_curves(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw training and validation error against epochs, one curve a run, as Figure 4 does. Writes a PNG.
+def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
+    """Draw training and validation error against epochs, one curve a run, as Figure 4 does. Writes a picture.
+
+    Args:
+        names: of the runs (default: those of `labels`).
 
     Raises:
-        UserError: a folder is not a run, or no epoch of it has ended.
+        UserError: a folder is not a run, no epoch of it has ended, or `out` cannot be written.
     """
     below = len(runs) > MAX_INSIDE
     rows = math.ceil(len(runs) / LEGEND_COLUMNS) if below else 0
     figure, axes = plt.subplots(1, 2, figsize=(10, 4 + 0.25 * rows), layout="constrained")
-    for run in runs:
+    for run, name in zip(runs, names or labels(runs), strict=True):
         epochs = read_epochs(Path(run))
-        for axis, (name, _) in zip(axes, PANELS, strict=True):
-            points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=label(Path(run)))
+        for axis, (error, _) in zip(axes, PANELS, strict=True):
+            points = [(record["epoch"], record[error]) for record in epochs if record.get(error) is not None]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         _over_epochs(axis)
         axis.set(ylabel=title)
         if not below:
             axis.legend()
     if below:
-        names = axes[0].get_legend_handles_labels()
-        figure.legend(*names, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small"
+        )
     return _write(figure, out)
 
 
 def plot_by_norm(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw validation error against epochs, a panel a norm, a curve a batch size, as Figures 5 and 7 do. Writes a PNG.
+    """Draw validation error against epochs, a panel a norm, a curve a batch size, as Figures 5 and 7 do.
 
     Runs of one norm and batch size that differ in nothing but their seed are one curve, their mean; what else differs
-    between them is in the curves' names.
+    between them, such as the name of a list, is in the curves' names.
 
     Raises:
-        UserError: a folder is not a run, or no epoch of it has ended.
+        UserError: a folder is not a run, no epoch of it has ended, or `out` cannot be written.
     """
     settings = {run: flatten(read_config(run).model_dump(mode="json")) for run in map(Path, runs)}
     panels: dict[str, dict[str, list[dict[int, float]]]] = {values[NORM]: {} for values in settings.values()}
@@ -81,6 +85,9 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]
 
     Args:
         panels: by panel and curve, the runs' errors (%) by epoch; a mean is of the epochs that all of them have.
+
+    Raises:
+        UserError: `out` cannot be written.
     """
     width = 1 + 4.5 * len(panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 4), sharey=True, squeeze=False, layout="constrained")
@@ -97,20 +104,23 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]
     return _write(figure, out)
 
 
-def plot_percentiles(run: str | Path, out: str | Path) -> Path:
-    """Draw the logged percentiles of a layer's output against epochs, as Figure 6 does. Writes a PNG.
+def plot_percentiles(run: str | Path, out: str | Path, name: str | None = None) -> Path:
+    """Draw the logged percentiles of a layer's output against epochs, as Figure 6 does. Writes a picture.
+
+    Args:
+        name: of the run (default: that of `label`).
 
     Raises:
-        UserError: the folder is not a run, or it was trained without train.percentiles_of.
+        UserError: the folder is not a run, it was trained without train.percentiles_of, or `out` cannot be written.
     """
     epochs = [record for record in read_epochs(Path(run)) if any(key.startswith("percentiles/") for key in record)]
     if not epochs:
         raise UserError(f"{run}: no percentiles in its log; train with train.percentiles_of=LAYER")
     figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-    for name in sorted(key for key in epochs[0] if key.startswith("percentiles/")):
-        percent = int(name.rsplit("/p", 1)[1])
-        axis.plot([r["epoch"] for r in epochs], [r[name] for r in epochs], label=f"{percent} %")
-    axis.set(xlabel="epochs", ylabel=f"output of {name.split('/')[1]}", title=label(Path(run)))
+    for tag in sorted(key for key in epochs[0] if key.startswith("percentiles/")):
+        percent = int(tag.rsplit("/p", 1)[1])
+        axis.plot([r["epoch"] for r in epochs], [r[tag] for r in epochs], label=f"{percent} %")
+    axis.set(xlabel="epochs", ylabel=f"output of {tag.split('/')[1]}", title=name or label(Path(run)))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(title="percentile")
@@ -124,10 +134,17 @@ def _over_epochs(axis: Axes) -> None:
 
 
 def _write(figure: Figure, out: str | Path) -> Path:
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
-    return Path(out)
+    out = Path(out)
+    try:
+        if out.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+            raise UserError(f"{out}: not the name of a figure's file; end it in .png, .svg or .pdf")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    finally:
+        plt.close(figure)
+    return out
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -160,6 +177,12 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out: Path) -> Non
 def label(run: Path) -> str:
     """A run's name in a figure: its folder's, after the cell's for a seed of a study."""
     return f"{run.parent.name}/{run.name}" if run.name.startswith("seed") else run.name
+
+
+def labels(runs: Sequence[str | Path]) -> list[str]:
+    """The names of several runs: their labels, or their whole paths where labels are equal."""
+    names = [label(Path(run)) for run in runs]
+    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names, strict=True)]
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:

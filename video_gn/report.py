@@ -28,10 +28,11 @@ import numpy as np
 import video_gn
 from video_gn.config import Config, flatten, load_config, parse_config
 from video_gn.engine.checkpoint import write_text
+from video_gn.engine.optim import PAPER_GPUS
 from video_gn.engine.test import protocol
 from video_gn.engine.writers import read_log
 from video_gn.errors import UserError
-from video_gn.plots import label, plot_confusion, plot_curves, plot_percentiles
+from video_gn.plots import labels, plot_confusion, plot_curves, plot_percentiles
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
 """Frames, stride, clips a GPU."""
@@ -40,6 +41,7 @@ TABLE8_PAPER = {
     "gn": ((73.0, 90.6), (72.8, 90.6), (74.5, 91.7)),
 }
 """The paper's top-1 and top-5 in each column."""
+TABLE8_EPOCHS = 109  # of the baseline: 400k steps of 64 clips
 Z95 = 1.959964
 BOOTSTRAP_DRAWS = 10_000
 INK, PAPER = "#010203", "#040506"  # become the page's text and background colours
@@ -81,10 +83,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         UserError: a folder is not a run's, or holds a file that cannot be read.
     """
     folders = [Path(run).resolve() for run in runs]
-    names = [label(folder) for folder in folders]
-    read = []
-    for folder, name in zip(folders, names, strict=True):
-        read.append(read_run(folder, name if names.count(name) == 1 else str(folder)))
+    read = [read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)]
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -336,10 +335,13 @@ def table8(runs: Sequence[Run]) -> Html:
     found: dict[tuple[str, int], list[Html]] = {}
     for run in runs:
         cell = table8_cell(run.config)
+        ends = {record["step"] for record in run.epochs if record["epoch"] == TABLE8_EPOCHS}
         for test in run.tests:
             r = test.result
-            if cell and r["top1"] is not None and r["config"].get("test", {}).get("clips") == 10:
-                start = "" if run.config.model.init_from else ", from scratch"
+            config = parse_config(r["config"], source=f"{run.folder}: config of its test")  # may have other clips
+            same = table8_cell(config) == cell and config.test.clips == 10 and r.get("step") in ends
+            if cell and same and r["top1"] is not None:
+                start = "" if config.model.init_from else ", from scratch"
                 where = f"{run.name}{start}, {r['protocol']}, {_of(r['videos_scored'], r['videos_listed'])} videos"
                 found.setdefault(cell, []).append(Html(_both(r["top1"], r["top5"]) + small(where)))
     if not found:
@@ -358,11 +360,19 @@ def _both(top1: float, top5: float) -> str:
 
 
 def table8_cell(config: Config) -> tuple[str, int] | None:
-    """(norm, column) of the cell that a run of `config` fills, None where it is another experiment."""
-    model, data = config.model, config.data
-    full_size = (model.arch, model.blocks, model.width, model.temporal) == ("resnet50", None, 64, "i3d")
-    column = (data.frames, data.stride, config.train.clips_per_gpu)
-    comparable = full_size and model.num_classes == 400 and data.crop == 224 and model.norm in TABLE8_PAPER
+    """(norm, column) of the cell that a whole run of `config` fills, None where it is another experiment."""
+    model, data, train = config.model, config.data, config.train
+    net = (model.arch, model.blocks, model.width, model.temporal, model.stem, model.num_classes)
+    grouped = (model.groups, model.channels_per_group) == (32, None) or model.norm != "gn"
+    column = (data.frames, data.stride, train.clips_per_gpu)
+    comparable = (
+        net == ("resnet50", None, 64, "i3d", "dense", 400)
+        and model.norm in TABLE8_PAPER
+        and grouped
+        and data.crop == 224
+        and train.epochs == TABLE8_EPOCHS
+        and train.global_batch in (None, PAPER_GPUS * train.clips_per_gpu)
+    )
     return (model.norm, TABLE8_COLUMNS.index(column)) if comparable and column in TABLE8_COLUMNS else None
 
 
@@ -371,13 +381,15 @@ def curves(runs: Sequence[Run]) -> Html:
     ended = [run for run in runs if run.epochs]
     parts = []
     if ended:
-        drawn = as_svg(partial(plot_curves, [run.folder for run in ended]), "errors against epochs", "chart")
+        folders, names = [run.folder for run in ended], [run.name for run in ended]
+        drawn = as_svg(partial(plot_curves, folders, names=names), "errors against epochs", "chart")
         parts.append(wide(drawn))
     if waiting := [run.name for run in runs if not run.epochs]:
         parts.append(tag("p", f"No epoch in the log of {', '.join(waiting)}.", class_="quiet"))
     for run in ended:
-        if any(key.startswith("percentiles/") for key in run.epochs[0]):
-            parts.append(as_svg(partial(plot_percentiles, run.folder), f"percentiles of {run.name}", "square"))
+        if any(key.startswith("percentiles/") for record in run.epochs for key in record):
+            draw = partial(plot_percentiles, run.folder, name=run.name)
+            parts.append(as_svg(draw, f"percentiles of {run.name}", "square"))
     return Html("".join(parts))
 
 

@@ -55,7 +55,7 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
     The draws are those of the first epoch and follow the config's seed.
 
     Raises:
-        UserError: a bad list, an unknown decoder, or no clip that can be read.
+        UserError: a bad list, an unknown decoder, no clip that can be read, or `out` cannot be written.
     """
     check_decoder(config.data.decoder)
     names = class_names(config)
@@ -70,8 +70,14 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
         sections += [_test_section(config, dataset, index, names, frames) for index in order]
     if not any(section.strips for section in sections):
         raise UserError("there is no clip to draw: none could be read, or --train and --test are 0")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(sections).save(out)
+    image = sheet(sections)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(out)
+    except (ValueError, KeyError):  # of an unknown ending, of a format that is only read
+        raise UserError(f"{out}: not the name of a picture; end it in .png") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from None
     return out
 
 

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from video_gn.config import Config, Positive, Section, differences, load_config, read_yaml
+from video_gn.config import Config, Positive, Section, differences, flatten, load_config, parse_config, read_yaml
 from video_gn.console import say
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine.checkpoint import LAST, write_text
@@ -38,6 +38,8 @@ from video_gn.plots import plot_panels, read_epochs
 
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
 RESERVED = {"seed", "output_dir"}  # the study's own
+SAME_SCORE = (SAME_RESULT - {"data.test_list"}) | {"test.clips_per_batch", "test.max_unreadable"}
+"""Values that two tests of one checkpoint and one score may differ in."""
 
 
 class Motion(Section):
@@ -106,9 +108,12 @@ class Study(Section):
             raise ValueError(f"{own[0]} is the study's to set; use seeds, and --out of tools/study.py")
         if unknown := [key for key in self.rows if key not in self.keys]:
             raise ValueError(f"rows: {unknown[0]} does not vary; choose of {', '.join(self.keys)}")
-        names = [cell_name(cell) for cell in self.cells()]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"two cells are {twice[0]}; remove one")
+        for names in (
+            [cell_name(cell) for cell in self.cells()],  # of folders
+            [f"{row_label(self, cell)} / {column_label(self, cell)}" for cell in self.cells()],
+        ):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"two cells are {twice[0]} by name; remove one")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat; a repeated seed repeats its run")
         for entry in self.paper:
@@ -313,7 +318,9 @@ def _finish(run: Run, measure: str, ranks: World) -> str | None:
         ranks.first(partial(check_folder, run))
         train(run.config, ranks)
         if measure == "test":
-            test_checkpoint(run.folder / "checkpoints" / LAST, run.overrides)  # rank 0 alone may fail at its end
+            wanted = flatten(run.config.model_dump(mode="json"))  # the checkpoint's config may have another test
+            overrides = [as_override(*item) for item in wanted.items()]
+            test_checkpoint(run.folder / "checkpoints" / LAST, overrides)  # rank 0 alone may fail at its end
         if ranks.is_main:
             read_result(run, measure)
     except UserError as error:
@@ -377,12 +384,17 @@ def read_result(run: Run, measure: str) -> Result | None:
 
 
 def _read_test(run: Run, step: int) -> float | None:
-    """Top-1 of the test of last.pt after `step`."""
+    """Top-1 of the run's own test of last.pt after `step`, if no more videos than allowed lack a score."""
     path = result_path(run.folder, protocol(run.config), ".json")
     if not path.exists():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    return result["top1"] if (result["checkpoint"], result["step"]) == (LAST, step) else None
+    tested = parse_config(result["config"], source=str(path))
+    same = (result["checkpoint"], result["step"]) == (LAST, step) and all(
+        key in SAME_SCORE for key, *_ in differences(tested, run.config)
+    )
+    unscored = result["videos_listed"] - result["videos_scored"]
+    return result["top1"] if same and unscored <= run.config.test.max_unreadable else None
 
 
 # --- the report ---
@@ -408,6 +420,9 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
 
     Returns:
         The text of table.md, and what is wrong with run folders that were left out.
+
+    Raises:
+        UserError: `out` cannot be written.
     """
     results: dict[int, Result] = {}
     problems = []
@@ -420,9 +435,12 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
     summary = summarize(study, runs, results)
     measured, finished = describe(study, runs), f"{len(results)} of {len(runs)} runs finished"
     text = f"{measured}; {finished}.\n\n{table(study, summary)}"
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "table.md", text)
-    write_text(out / "results.csv", rows_csv(study, runs, results))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "table.md", text)
+        write_text(out / "results.csv", rows_csv(study, runs, results))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     if results:
         plot_errors(study, summary, measured, out / "errors.png")
         panels: dict[str, dict[str, list[dict[int, float]]]] = {}
@@ -457,8 +475,10 @@ def summarize(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> 
 
 
 def row_label(study: Study, cell: dict[str, Any]) -> str:
-    """`bn`; of a study with one row, what is measured."""
-    return ", ".join(show(cell[key]) for key in study.rows if key in cell) or measured_name(study)
+    """`bn`, or `norm bn` where not all cells have the same rows' keys; of a study with one row, what is measured."""
+    named = any(key not in other for other in study.cells() for key in study.rows)
+    values = (f"{short(key)} {show(cell[key])}" if named else show(cell[key]) for key in study.rows if key in cell)
+    return ", ".join(values) or measured_name(study)
 
 
 def column_label(study: Study, cell: dict[str, Any]) -> str:

@@ -30,11 +30,11 @@ FREE_TO_CHANGE = {
     *("data.workers", "data.max_unreadable", "data.timeout", "data.quarantine"),
 }
 """Values of the model, data and optim sections that do not change what a run computes."""
-SAME_RESULT = FREE_TO_CHANGE | {
+SAME_RESULT = (FREE_TO_CHANGE - {"data.train_list", "data.val_list", "data.quarantine"}) | {
     *("output_dir", "device", "resume", "train.log_every", "train.max_bad_steps"),
     *("checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.keep"),
 }
-"""Values that finished runs of one experiment and seed may differ in."""
+"""Values that finished runs of one experiment and seed may differ in. Lists count by name: data.root is a machine's."""
 
 
 def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] | None = None) -> Checkpoint | None:
