@@ -78,6 +78,14 @@ def test_report_is_text_and_json(tmp_path):
     assert content["tables"][0]["rows"][0]["cpu_ms"] == 500
 
 
+def test_a_report_that_cannot_be_written_is_still_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    table = Table("title", {"ours": [Sample(1.0, 0.5)]})
+    with pytest.raises(UserError, match=r"--json .*file/x.json: cannot be written \(File exists\); name another file"):
+        report("norm", [table], tmp_path / "file" / "x.json")
+    assert "title" in capsys.readouterr().out
+
+
 def test_videos_are_rendered_once_as_a_download_would_be(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert sorted(path.name for path in before) == ["00.mp4", "01.mp4"]

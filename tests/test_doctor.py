@@ -311,6 +311,20 @@ def test_lists(tmp_path):
     assert doctor.sample_files(Target(tmp_path, tmp_path, tree)) == [tmp_path / "x.mp4"]
 
 
+def test_lists_without_what_is_in_quarantine(tmp_path):
+    """As in training: those videos may be missing, and the quarantine file may not."""
+    (tmp_path / "x.mp4").touch()
+    (tmp_path / "train.csv").write_text("x.mp4 0\nabsent.mp4 1\n")
+    (tmp_path / "val.csv").write_text("absent.mp4 1\n")
+    target = Target(tmp_path, tmp_path, config(root=str(tmp_path), test_list="train.csv", quarantine="bad.csv"))
+    missing, *_ = doctor.lists(target)
+    assert (missing.status, "bad.csv" in missing.text) == ("error", True)
+    (tmp_path / "bad.csv").write_text("path,reason\nabsent.mp4,damaged\n")
+    train, val = doctor.lists(target)
+    assert (train.status, train.text) == ("ok", "2 videos; 1 of them looked for and there")
+    assert (val.status, val.text) == ("ok", "1 videos; 0 of them looked for and there")
+
+
 def test_output_folder(tmp_path, monkeypatch):
     target = Target(tmp_path, tmp_path / "runs" / "new")
     (line,) = doctor.output_folder(target)

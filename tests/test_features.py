@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,9 @@ from tests.test_train import launch
 from tests.untrained import write_untrained
 from video_gn import features, inference
 from video_gn.config import load_config
+from video_gn.data import dataset
 from video_gn.data.decode import open_video
+from video_gn.data.loader import WorkerLost
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.features import extract_features, pooled, read_index, read_shard
@@ -138,21 +144,50 @@ def test_other_features_in_the_same_folder_are_refused(trained, tmp_path):
     for options, words in (
         ({"stage": "res4"}, "stage \\(res5, now res4\\)"),
         ({"per": "video"}, "per \\(clip, now video\\)"),
-        ({"overrides": ["test.clips=2"]}, "clips"),
-        ({"overrides": ["test.views=full"]}, "views"),
+        ({"overrides": ["test.clips=2"]}, "clips.number \\(4, now 2\\)"),
+        ({"overrides": ["test.views=full"]}, "views.kind \\(center, now full\\)"),
+        ({"overrides": ["model.groups=2"]}, "model.groups \\(4, now 2\\)"),  # the weights are the same
+        ({"overrides": ["data.decoder=pyav"]}, "decoder \\(auto, now pyav\\)"),
     ):
         with pytest.raises(UserError, match=f"holds features of another {words}.*name a new folder"):
             extract(trained, tmp_path / "out", **options)
     state = ckpt.load(trained)
     state["model"]["head.fc.bias"][0] += 1
     ckpt.save(tmp_path / "other.pt", state)
-    with pytest.raises(UserError, match="another weights"):
+    with pytest.raises(UserError, match="another weights \\([0-9a-f]{8}, now [0-9a-f]{8}\\); name"):
         extract(tmp_path / "other.pt", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         extract(trained, tmp_path / "mine")
+
+
+def test_a_folder_that_a_kill_left_is_gone_on_with_and_a_damaged_one_refused(trained, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".features.json.tmp").write_text('{"weig')  # of the very first write
+    assert extract(trained, tmp_path / "out", per="video").videos == VIDEOS
+    for content in (b'{"weights": "12', b"[1]", b"\xff"):
+        (tmp_path / "out" / "features.json").write_bytes(content)
+        with pytest.raises(UserError, match="features.json: damaged.*; name a new folder"):
+            extract(trained, tmp_path / "out", per="video")
+    with pytest.raises(UserError, match="cannot make the folder \\(File exists\\); name another"):
+        extract(trained, tmp_path / "out" / "index.csv")
+
+
+def test_a_worker_that_dies_or_hangs_is_a_line(trained, tmp_path, monkeypatch):
+    def kill_a_worker(*_):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(60)  # torch raises it wherever the main thread is: here
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "pooled", kill_a_worker)
+        with pytest.raises(WorkerLost, match="DataLoader worker .* killed by signal.*; start again"):
+            extract(trained, tmp_path / "out", overrides=["data.workers=1"])
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(dataset.TestClips, "__getitem__", lambda *_: time.sleep(60))
+    with pytest.raises(WorkerLost, match="DataLoader timed out after 1.0 seconds"):
+        extract(trained, tmp_path / "out", overrides=["data.workers=1", "data.timeout=1"])
 
 
 def test_safetensors_and_the_example_of_the_docs(trained, tmp_path, root):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 from torch import nn
 
 import video_gn
+from tests.bad_videos import number_of, remux, write
+from tests.test_decode import without_frame
 from tests.test_train import tool
 from tests.untrained import write_untrained
 from video_gn import inference, predict
@@ -126,10 +130,20 @@ def test_mistakes(classifier, saved, frames, tmp_path):
         video_gn.load(tmp_path / "absent.pt")
     with pytest.raises(UserError, match="device 'gpu' is not known"):
         video_gn.load(saved, "gpu")
+    with pytest.raises(UserError, match="device mps is not supported; use auto, cpu or cuda"):
+        video_gn.load(saved, "mps")
     with pytest.raises(UserError, match="label 10 is outside 0 to 9"):
         classifier.gradcam(frames, 10)
     with pytest.raises(UserError, match="choose one of res2, res3, res4, res5"):
         classifier.gradcam(frames, 1, "res6")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [str(inference._device(name)) for name in ("cuda", "cuda:0", "auto")] == ["cuda", "cuda:0", "cuda"]
+    with pytest.raises(UserError, match="device cuda:1: GPUs count from 0, and this torch sees 1; use a lower number"):
+        inference._device("cuda:1")
 
 
 @pytest.mark.parametrize("views", ["center", "three"])
@@ -299,6 +313,40 @@ def test_lines_on_stdout(classifier, videos, capsys):
     assert err == ""
     with pytest.raises(UserError, match="files of one name"):
         predict.predict_videos(classifier, ["a/x.mp4", "b/x.avi"], overlay=True)
+
+
+def test_odd_names(classifier, videos, tmp_path, monkeypatch, capsys):
+    """A name that is no formula, and one that is not UTF-8."""
+    line = classifier.timeline(videos[0])
+    monkeypatch.setattr(classifier, "names", [f"$_{label}$" for label in range(10)])
+    for name in (b"v_$1_vs_$1000.mp4", b"caf\xe9.mp4"):
+        path = str(tmp_path / os.fsdecode(name))
+        shutil.copy(videos[0], path)
+        predict.plot_timeline(classifier, path, line, tmp_path / "x.png")
+        predict.predict_videos(classifier, [path], top=1, as_json=True)
+    written = [json.loads(line)["video"] for line in capsys.readouterr().out.splitlines()]
+    assert written == [str(tmp_path / "v_$1_vs_$1000.mp4"), str(tmp_path / "caf\udce9.mp4")]
+    predict.predict_videos(classifier, [path], top=1)
+    assert "caf\\udce9.mp4\t1\t$_" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made(classifier, videos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out .*file: cannot make the folder \(File exists\); name another"):
+        predict.predict_videos(classifier, videos, timeline=True, out=tmp_path / "file")
+
+
+@pytest.mark.parametrize("lost", [47, 71])
+def test_all_frames_of_a_video_that_has_one_less(tmp_path, lost):
+    """A packet holds no frame: found out in the middle of the video, and in what is read last."""
+    source = write(tmp_path / "source.mkv", range(80), "mpeg4", codec_options={"g": "12", "bf": "0"})
+    path = tmp_path / "lost.avi"
+    remux(source, path, lambda n, packet: without_frame(packet) if n == lost else packet)
+    with open_video(path) as reader:
+        assert reader.num_frames == 80
+        frames = list(predict._all_frames(reader, "all"))
+    assert [number for number, _ in frames] == list(range(79))
+    assert [number_of(frame) for _, frame in frames] == [number for number in range(80) if number != lost]
 
 
 def test_the_tool_writes_all_its_files(saved, videos, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from video_gn.config import Config, DataConfig, ModelConfig
 from video_gn.models.info import describe, table
@@ -113,3 +114,14 @@ def test_table(paper: dict[str, Any]) -> None:
         "res4 4 x 14 x 14",
         "res5 4 x 7 x 7",
     ]
+
+
+def test_sync_bn_costs_the_same_in_a_process_group() -> None:
+    """As at the start of a run of several ranks."""
+    alone = tiny("sync_bn")
+    assert alone == tiny("bn")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert tiny("sync_bn") == alone
+    finally:
+        torch.distributed.destroy_process_group()

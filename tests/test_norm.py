@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from video_gn.errors import UserError
-from video_gn.norm import NORMS, norm_factory
+from video_gn.norm import NORMS, GroupNorm, norm_factory, normalize
 
 EPS = 1e-5
 IMAGES, CLIPS = (3, 12, 5, 7), (2, 12, 3, 5, 7)
@@ -537,6 +538,16 @@ def test_sync_batch_norm_evaluates_on_the_cpu_and_is_measured_on_meta() -> None:
         assert norm_factory("sync_bn")(4)(torch.empty(2, 4, 3, 3)).shape == (2, 4, 3, 3)
 
 
+def test_sync_batch_norm_is_measured_in_a_process_group() -> None:
+    """Where every run of several ranks measures its network."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with torch.device("meta"):
+            assert norm_factory("sync_bn")(4)(torch.empty(2, 4, 3, 3)).shape == (2, 4, 3, 3)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @BOTH
 def test_sync_batch_norm_of_one_gpu(shape: tuple[int, ...]) -> None:
@@ -544,6 +555,54 @@ def test_sync_batch_norm_of_one_gpu(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     y = norm_factory("sync_bn")(12).cuda()(x.cuda())
     torch.testing.assert_close(y.cpu().double(), by_equations(x, EQUATION_3), atol=1e-5, rtol=1e-5)
+
+
+# Hooks
+
+HOOKED = pytest.mark.parametrize("name", ["gn", "bn", "brn", "frozen_bn"])
+
+
+@HOOKED
+def test_a_forward_hook_may_keep_the_norms_output(name: str) -> None:
+    norm, x = make(name, 12, groups=4), torch.randn(CLIPS)
+    expected, kept = norm(x), []
+    norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    assert torch.equal(normalize(norm, x, relu=True), expected.relu())
+    assert torch.equal(kept[0], expected) and (expected < 0).any()
+
+
+@HOOKED
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_sees_the_norms_gradient(name: str, register: str) -> None:
+    """dy of the norm's own output: 1 where the ReLU lets it through, 0 elsewhere."""
+    norm, x = make(name, 12, groups=4), torch.randn(CLIPS, requires_grad=True)
+    seen: list[Tensor] = []
+    expected = (norm(x) > 0).float()
+    getattr(norm, register)(lambda module, *gradients: seen.append(gradients[-1][0]))
+    normalize(norm, x, relu=True).sum().backward()
+    assert torch.equal(seen[0], expected)
+
+
+# What the fused kernels take
+
+
+def fuses(norm: GroupNorm, x: tuple[int, ...], residual: tuple[int, ...] | None = None) -> bool:
+    """Whether it would, on a GPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        other = None if residual is None else torch.empty(residual, device="cuda")
+        return norm._fuses(torch.empty(x, device="cuda"), other)
+
+
+def test_only_what_the_kernels_read_right_is_fused() -> None:
+    pytest.importorskip("triton")
+    norm, x = GroupNorm(2, 8), (2, 8, 3, 3)
+    assert fuses(norm, x) and fuses(norm, x, x) and fuses(norm, (65535, 8, 1, 1)) and fuses(norm, (2, 8))
+    assert not fuses(norm, x, (2, 8, 1, 1))  # it would be read past its end
+    assert not fuses(GroupNorm(2, 4), x) and not fuses(GroupNorm(4, 16), x)  # gamma would
+    assert not fuses(GroupNorm(2, 8, affine=False), x)
+    assert not fuses(GroupNorm(2, 8, bias=False), x)
+    assert not fuses(norm, (65536, 8, 1, 1))  # one more than a grid is deep
+    assert not fuses(norm, (8,)) and not fuses(norm, (0, 8, 3, 3))
 
 
 # Names and options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,21 @@ def test_initialization():
     assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
     assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert torch.count_nonzero(model.head.fc.bias) == 0
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d, nn.SyncBatchNorm])  # the latter insists on a count
+def test_statistics_count_once_where_blocks_run_again(norm):
+    torch.manual_seed(0)
+    plain = ResNet(4, norm, blocks=(1, 1, 1, 1), width=8, dropout=0)
+    again = copy.deepcopy(plain)
+    again.checkpoint_stages = ("res2", "res5")
+    x = torch.randn(2, 3, 8, 32, 32)
+    for net in (plain, again):
+        net(x).sum().backward()
+    expected = plain.state_dict()
+    assert expected["res2.0.norm_a.num_batches_tracked"] == 1
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
 def test_norm_factory_is_used_for_every_norm():

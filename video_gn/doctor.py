@@ -450,11 +450,14 @@ def lists(target: Target) -> Iterator[Line]:
 def _list_text(config: Config, name: str) -> str:
     from video_gn.data.images import read_image_folder
     from video_gn.data.lists import check_files
+    from video_gn.engine.datasets import quarantine
 
     if config.data.kind == "images":
         return f"{len(read_image_folder(name, config.data.root, config.model.num_classes)):,} images"
     records = _records(config, name)
-    some = records[:: math.ceil(len(records) / LOOKED_FOR)]
+    bad = quarantine(config)
+    wanted = [record for record in records if record.path not in bad]
+    some = wanted[:: max(math.ceil(len(wanted) / LOOKED_FOR), 1)]
     check_files(some, config.data.root, name)
     return f"{len(records):,} videos; {len(some):,} of them looked for and there"
 

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from video_gn.config import Config, parse_config
+from video_gn.config import Config, flatten, parse_config
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
-from video_gn.data.loader import eval_loader
+from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names, memory_format, quarantine, read_records, test_dataset
+from video_gn.engine.datasets import class_names, decoder, memory_format, quarantine, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.errors import UserError
 from video_gn.models import build_model
@@ -157,16 +157,23 @@ class _Store:
 
     def open(self, meta: dict[str, Any]) -> set[str]:
         """Make the folder, or check that it is of the same features. The paths that are done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot make the folder ({error.strerror}); name another") from None
         file = self.folder / META
         if not file.exists():
-            if any(self.folder.iterdir()):
+            if any(path.name != f".{META}.tmp" for path in self.folder.iterdir()):  # of a start that was killed
                 raise UserError(f"{self.folder} holds other files and no {META}; name a new folder")
             ckpt.write_text(file, json.dumps(meta, indent=2) + "\n")
-        old = json.loads(file.read_text(encoding="utf-8"))
-        changed = [key for key in meta if old.get(key) != meta[key]]
+        try:
+            old = flatten(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError):
+            raise UserError(f"{file}: damaged, so whose features these are is not known; name a new folder") from None
+        new = flatten(meta)
+        changed = [key for key in new if old.get(key) != new[key]]
         if changed:
-            what = ", ".join(f"{key} ({_short(old.get(key))}, now {_short(meta[key])})" for key in changed)
+            what = ", ".join(f"{key} ({_short(old.get(key))}, now {_short(new[key])})" for key in changed)
             raise UserError(f"{self.folder} holds features of another {what}; name a new folder")
         if (self.folder / INDEX).exists():
             self.rows = read_index(self.folder)
@@ -243,14 +250,13 @@ class _Extraction:
         """Fill the store shard by shard, each by all ranks together. What could not be read, by path, on rank 0."""
         if not records:
             return {}
-        ranks, config = self.world, self.config
-        loader = eval_loader(
-            test_dataset(config, records), 1, config.data.workers, ranks.device, ranks.rank, ranks.size
-        )
+        ranks, data = self.world, self.config.data
+        dataset = test_dataset(self.config, records)
+        loader = eval_loader(dataset, 1, data.workers, ranks.device, ranks.rank, ranks.size, data.timeout)
         items = (item for (item,) in loader)
         bar = tqdm(total=len(records), desc="features", unit="video", disable=None if ranks.is_main else True)
         unreadable: dict[str, str] = {}
-        with bar:
+        with bar, naming_videos():
             for first in range(0, len(records), videos_per_shard):
                 last = min(first + videos_per_shard, len(records))
                 mine = sum(index % ranks.size == ranks.rank for index in range(first, last))
@@ -333,12 +339,14 @@ def _meta(state: ckpt.Checkpoint, config: Config, records: list[Record], device:
         "views": {"kind": test.views, "short_side": test.short_side, "crop": data.crop},
         "pixels": {"mean": list(data.mean), "std": list(data.std)},
         "precision": str(autocast_dtype(config.train.precision, device)).removeprefix("torch."),
+        "decoder": decoder(config),
+        "model": config.model.model_dump(mode="json"),
     }
 
 
 def _short(value: object) -> str:
-    """A value in a message; of a hash its beginning."""
-    return value[:8] if isinstance(value, str) else str(value)
+    """A value in a message; of a SHA-256 its beginning."""
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _check_unreadable(result: Features, config: Config) -> None:

@@ -219,7 +219,7 @@ def load(
     """A classifier from a checkpoint of this package.
 
     Args:
-        device: `auto` is a GPU where there is one; else what torch.device takes.
+        device: `auto` is a GPU where there is one; else cpu, cuda or cuda:1.
         overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
 
     Raises:
@@ -292,6 +292,10 @@ def _device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device {str(name)!r} is not known; use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device}: this torch sees no GPU; use cpu or auto, or check the driver")
+    if device.type == "cuda" and (device.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise UserError(f"device {device}: GPUs count from 0, and this torch sees {gpus}; use a lower number")
     return device

@@ -53,7 +53,10 @@ def predict_videos(
         _check_names(videos)
         if classifier.config.data.kind == "images":
             raise UserError("--timeline, --overlay and --gradcam are for videos; this net classifies images")
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot make the folder ({error.strerror}); name another") from None
     bad = []
     for video in tqdm(videos, "predicting", unit="video", disable=None):
         try:
@@ -63,9 +66,9 @@ def predict_videos(
             bad.append(video)
             say(f"not predicted: {error}")
             if as_json:
-                tqdm.write(json.dumps({"video": video, "error": error.reason}, ensure_ascii=False))
+                tqdm.write(_printable(json.dumps({"video": video, "error": error.reason}, ensure_ascii=False)))
             continue
-        tqdm.write(_answer(video, classifier.ranked(scores, top), files, as_json))
+        tqdm.write(_printable(_answer(video, classifier.ranked(scores, top), files, as_json)))
     if bad:
         raise UserError(f"{len(bad)} of {len(videos)} videos cannot be read, such as {bad[0]}; mend or leave them out")
 
@@ -77,6 +80,11 @@ def _check_names(videos: Sequence[str]) -> None:
         other = seen.setdefault(Path(video).stem, video)
         if other is not video:
             raise UserError(f"{other} and {video} would write files of one name; call the tool for each, with --out")
+
+
+def _printable(text: str) -> str:
+    """With escapes, which are JSON's too, for what is not UTF-8 in a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _answer(video: str, predictions: list[Prediction], files: dict[str, str], as_json: bool) -> str:
@@ -145,7 +153,6 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
             inset.set_anchor("S")
             inset.axis("off")
     above.axis("off")
-    figure.suptitle(Path(video).name)
     for label in line.top(classes):
         axis.plot(line.middles / rate, line.scores[:, label], marker="o", ms=4, label=classifier.names[label])
     seconds = f"{min(line.span, line.num_frames) / rate:.3g}"
@@ -153,7 +160,9 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
     axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel="score (softmax)")
     axis.set_xlabel(f"middle of the clip ({unit}); a clip covers {seconds} {unit}")
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    with plt.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure.suptitle(_printable(Path(video).name))
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -214,8 +223,11 @@ def _picture_size(width: int, height: int) -> tuple[int, int]:
 def _all_frames(
     reader: VideoReader, what: str, box: tuple[int, int, int, int] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, frame) of the whole video, a few in memory at a time."""
-    count = reader.num_frames
-    for begin in tqdm(range(0, count, FRAMES_AT_ONCE), what, leave=False, disable=None):
-        numbers = range(begin, min(begin + FRAMES_AT_ONCE, count))
-        yield from zip(numbers, reader.read(numbers, box).numpy(), strict=True)
+    """(number, frame) of the whole video, a few in memory at a time; fewer than announced where frames are lost."""
+    for begin in tqdm(range(0, reader.num_frames, FRAMES_AT_ONCE), what, leave=False, disable=None):
+        end = begin + FRAMES_AT_ONCE
+        try:
+            frames = reader.read(range(begin, min(end, reader.num_frames)), box)
+        except VideoError:  # if frames are lost, the reader now knows how many
+            frames = reader.read(range(begin, min(end, reader.num_frames)), box)
+        yield from enumerate(frames.numpy(), begin)

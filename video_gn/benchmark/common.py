@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from video_gn.console import say
+from video_gn.errors import UserError
 
 LIBRARIES = ("torchcodec", "av", "decord", "pytorchvideo", "triton")
 
@@ -152,15 +153,24 @@ def environment() -> dict[str, Any]:
 
 
 def report(command: str, tables: list[Table], path: Path | None) -> str:
-    """The text for stdout; writes the JSON where a path is given."""
+    """The text for stdout; writes the JSON where a path is given.
+
+    Raises:
+        UserError: the JSON cannot be written (the text is printed before).
+    """
     about = environment()
+    line = ", ".join(f"{name} {value}" for name, value in about.items())
+    text = "\n\n".join([line, *(table.text() for table in tables)])
     if path is not None:
         records = [{"title": t.title, "by": t.by, "note": t.note, "rows": t.rows()} for t in tables]
         content = {"command": command, "environment": about, "tables": records}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    line = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n\n".join([line, *(table.text() for table in tables)])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(text)  # what took minutes
+            raise UserError(f"--json {path}: cannot be written ({error.strerror}); name another file") from None
+    return text
 
 
 def _number(value: float) -> str:

@@ -226,7 +226,7 @@ class _SameStatistics:
     def __enter__(self) -> None:
         self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
         for norm in self.norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            norm.momentum, norm.num_batches_tracked = 0.0, torch.tensor(0)  # which counts instead
 
     def __exit__(self, *_: object) -> None:
         for norm, (momentum, count) in zip(self.norms, self.before, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
@@ -34,6 +35,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
                 "norm sync_bn trains on GPUs alone, and this forward pass is on the CPU; "
                 "train on GPUs, or set model.norm to bn or gn"
             )
+        if self.training and input.device.type == "meta":  # only shapes; PyTorch's raises in a process group
+            return F.batch_norm(input, None, None, self.weight, self.bias, training=True)
         return super().forward(input)
 
 

@@ -36,12 +36,15 @@ WARPS = 8
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_GROUP = 8192  # channels; a tile has whole groups
+MAX_BATCH = 65535  # samples: CUDA's limit for the third axis of a grid
 
 
 def supports(x: Tensor, groups: int) -> bool:
     """Whether the kernels take x: dtype, size and channels of a group (any device that Triton can use)."""
-    channels = x.shape[1]
-    return x.dtype in DTYPES and x.numel() > 0 and x[0].numel() < 2**31 and channels // groups <= MAX_GROUP
+    batch, channels = x.shape[:2]
+    if x.dtype not in DTYPES or x.numel() == 0 or batch > MAX_BATCH:
+        return False
+    return x[0].numel() < 2**31 and channels // groups <= MAX_GROUP
 
 
 @triton.jit

@@ -29,20 +29,23 @@ class GroupNorm(nn.GroupNorm):
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
         if fused is None or not x.is_cuda or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return False
-        return fused.supports(x, self.num_groups) and (residual is None or residual.dtype == x.dtype)
+        fits = self.bias is not None and x.shape[1:2] == (self.num_channels,)
+        alike = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        return fits and alike and fused.supports(x, self.num_groups)  # PyTorch takes, or refuses, the rest
 
 
 def normalize(norm: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
     """norm(x); with `relu` relu(norm(x)), with a `residual` relu(norm(x) + residual). Fused where the norm can.
 
-    A norm with a forward hook is run by itself, so that the hook sees its output and not the ReLU's.
+    A norm with hooks is run by itself, so that they see its output and gradient and not the ReLU's.
     """
-    if isinstance(norm, GroupNorm) and not norm._forward_hooks:
+    hooked = bool(norm._forward_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+    if isinstance(norm, GroupNorm) and not hooked:
         return norm(x, relu=relu, residual=residual)
-    return _then(norm(x), relu, residual)
+    return _then(norm(x), relu, residual, inplace=not hooked)  # a hook may keep what it saw
 
 
-def _then(y: Tensor, relu: bool, residual: Tensor | None) -> Tensor:
+def _then(y: Tensor, relu: bool, residual: Tensor | None, inplace: bool = True) -> Tensor:
     if residual is not None:
         return F.relu(y + residual, inplace=True)
-    return F.relu(y, inplace=True) if relu else y
+    return F.relu(y, inplace=inplace) if relu else y
