@@ -748,9 +748,53 @@ def test_a_cut_mp4_whose_index_is_whole_is_refused(tmp_path, decoder):
         (tmp_path / name).write_bytes(content[:end])
         with pytest.raises(VideoError, match=f"cut short: {end:,} of at least {len(content):,} bytes"):
             open_video(tmp_path / name, decoder)
+    (tmp_path / "old.mov").write_bytes(content.replace(b"ftyp", b"free", 1)[: len(content) // 2])  # begins without ftyp
+    with pytest.raises(VideoError, match="cut short"):
+        open_video(tmp_path / "old.mov", decoder)
     (tmp_path / "more.mp4").write_bytes(content + b"and something that is no box at all")
     with open_video(tmp_path / "more.mp4", decoder) as video:
         assert video.num_frames == 20
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_fragmented_mp4_cut_between_fragments(tmp_path, decoder):
+    whole = tmp_path / "whole.mp4"
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    with av.open(str(whole), "w", options=options) as out:
+        stream = out.add_stream("libx264", rate=25, options={"g": "10"})
+        stream.width = stream.height = 64
+        for k in range(30):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 8 * k, np.uint8), format="rgb24")))
+        out.mux(stream.encode(None))
+    content = whole.read_bytes()
+    with open_video(whole, decoder) as video:
+        assert video.num_frames == 30
+    fragment = content.rindex(b"moof") - 4
+    (tmp_path / "cut.mp4").write_bytes(content[: fragment + 5])
+    with pytest.raises(VideoError, match="cut short"):
+        open_video(tmp_path / "cut.mp4", decoder)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])
+def test_a_list_of_other_files_is_no_video(tmp_path, videos, decoder):
+    """FFmpeg would open what it names, wherever that is."""
+    if decoder == "decord":
+        pytest.importorskip("decord")
+    target = videos["short_gop.mp4"]
+    for name, text in (
+        ("x.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"),
+        ("x.mp4", f"ffconcat version 1.0\nfile '{target.name}'\n"),
+    ):
+        (target.parent / name).write_text(text)
+        with pytest.raises(VideoError, match="a list of other files"):
+            open_video(target.parent / name, decoder)
+
+
+def test_only_formats_of_videos_are_opened(tmp_path):
+    """FFmpeg's text formats lead to other files or show text as pictures."""
+    (tmp_path / "x.mp4").write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n")
+    with pytest.raises(VideoError):
+        open_video(tmp_path / "x.mp4")
 
 
 def test_a_pipe_is_refused(tmp_path):

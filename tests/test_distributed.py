@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.test_train import tiny
+from tests.test_train import videos as videos  # a fixture
 from video_gn.engine.distributed import World, world
 from video_gn.engine.peers import Facts, disagreement, greeting
 from video_gn.errors import UserError
@@ -210,6 +212,58 @@ def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     assert codes == [2, 2]
     for error in errors:
         assert "ranks 1, 3 of 4 did not come within 5 s" in error
+
+
+def test_a_mistake_of_all_ranks_is_told_once(tmp_path: Path) -> None:
+    script = HASTE + (
+        "from video_gn.errors import UserError\n"
+        "def fail(): raise UserError('no such list')\n"
+        "def main():\n    with distributed.world('cpu') as ranks: ranks.first(fail)\n"
+        "cli.run(main)"
+    )
+    codes, errors = end_of_ranks(script, range(2), 2, tmp_path)
+    assert codes == [2, 2]
+    assert "".join(errors).count("error: no such list\n") == 1
+
+
+STOP = """
+import signal
+from video_gn.config import load_config
+from video_gn.data.dataset import ValClips
+from video_gn.engine.train import train
+
+read, seen = ValClips.__getitem__, []
+
+def get(clips, index):
+    seen.append(index)
+    if rank == 1 and len(seen) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if rank == 0:
+        time.sleep(1)
+    return read(clips, index)
+
+def main():
+    global rank
+    ValClips.__getitem__ = get
+    with distributed.world("cpu") as ranks:
+        rank = ranks.rank
+        train(load_config(sys.argv[2]), ranks)
+
+try:
+    cli.run(main)
+finally:
+    print(len(seen), "videos", file=sys.stderr)
+"""
+
+
+def test_a_stop_of_one_rank_in_an_evaluation_is_all_ranks_stop(tmp_path: Path, videos: Path) -> None:
+    """Rank 0 would have 6 videos, a second each."""
+    tiny(tmp_path, videos)
+    codes, errors = end_of_ranks(HASTE + STOP, range(2), 2, tmp_path, str(tmp_path / "tiny.yaml"))
+    assert codes == [75, 75], errors
+    assert errors[1].endswith("\n2 videos\n")
+    assert errors[0].endswith(("\n2 videos\n", "\n4 videos\n"))
+    assert "stopped after step 5 of 10, with a checkpoint" in errors[0]
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from video_gn.config import load_config
 from video_gn.data import augment, dataset
 from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.decode import VideoError
-from video_gn.data.images import ImageReader, read_image_folder
+from video_gn.data.images import ImageReader, image_classes, read_image_folder
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.metrics import Averages
@@ -59,6 +61,34 @@ def tree(tmp_path_factory) -> Path:
 def test_records_are_those_of_image_folder(tree):
     records = read_image_folder("train", str(tree), 3)
     assert [(str(tree / r.path), r.label) for r in records] == ImageFolder(str(tree / "train")).samples
+
+
+def test_the_classes_are_those_that_were_trained(tree, tmp_path):
+    names = ["ant", "bee", "wasp and hornet"]
+    assert image_classes("train", str(tree)) == names
+    assert len(read_image_folder("val", str(tree), 3, names)) == 9
+    with pytest.raises(UserError, match=r"val has 'bee' as class 1, the net was trained with 'cat'"):
+        read_image_folder("val", str(tree), 3, ["ant", "cat", "wasp and hornet"])
+
+
+def test_what_a_file_is_called_does_not_choose_its_format(tmp_path):
+    """Pillow would run a program for PostScript."""
+    image = Image.fromarray(smooth(8, 8, 0))
+    image.save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "eps.jpg")
+    image.save(tmp_path / "tiff.jpg", format="TIFF")
+    for name in ("eps.jpg", "tiff.jpg"):
+        with pytest.raises(VideoError, match="not a readable image"):
+            ImageReader(str(tmp_path / name))
+    image.save(tmp_path / "png.jpg", format="PNG")  # as one image of ImageNet
+    assert ImageReader(str(tmp_path / "png.jpg")).width == 8
+
+
+def test_a_name_that_is_not_utf8(tree, tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    shutil.copy(tree / "train" / "ant" / "0.jpg", os.fsencode(tmp_path / "train" / "a") + b"/\xff.jpg")
+    with pytest.raises(UserError, match="not UTF-8 text; rename the file"):
+        read_image_folder("train", str(tmp_path), 1)
 
 
 def test_what_is_not_a_tree(tree, tmp_path):

@@ -44,6 +44,31 @@ def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
     assert starts(tmp_path) == 2
 
 
+def test_a_mistake_of_one_rank_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    """Rank 0, which waits for it in a collective, breaks off too; its traceback is not what one sees."""
+    code = "from video_gn import cli\nfrom video_gn.engine.distributed import world\n"
+    code += "from video_gn.errors import UserError\nimport sys, tempfile\n"
+    code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
+    code += "def main():\n    with world('cpu') as ranks:\n"
+    code += "        if ranks.rank == 1: raise UserError('a worker was lost')\n        ranks.gather(0)\n"
+    code += "cli.run(main)\n"
+    process = launch(tmp_path, code)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert error.count("error: a worker was lost") == 1
+    assert "Traceback" not in error
+    assert starts(tmp_path) == 2
+
+
+def test_a_stop_that_came_to_the_ranks_alone_is_75_and_not_tried_again(tmp_path: Path) -> None:
+    """Or to another node's torchrun."""
+    code = "import sys, tempfile\ntempfile.mkstemp(dir=sys.argv[1], prefix='start')\nsys.exit(75)\n"
+    process = launch(tmp_path, code)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert starts(tmp_path) == 2
+
+
 @pytest.mark.slow
 def test_a_failed_rank_is_started_again(tmp_path: Path) -> None:
     """The first time rank 1 is killed; torchrun stops rank 0, which would wait for ever, and starts both."""
@@ -57,21 +82,54 @@ def test_a_failed_rank_is_started_again(tmp_path: Path) -> None:
     assert starts(tmp_path) == 4
 
 
+SAVES = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+(folder / f"start{rank}").touch()
+while not asked:
+    time.sleep(0.05)
+(folder / f"asked{rank}").touch()
+time.sleep(float(sys.argv[2]))
+(folder / f"saved{rank}").touch()
+sys.exit(75)
+"""
+"""Ranks that take some seconds to stop."""
+
+
+def wait_for(folder: Path, names: str) -> None:
+    """Until both ranks have left such a file."""
+    end = time.monotonic() + 60
+    while len(list(folder.glob(names))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_reaches_the_ranks_and_ends_the_job_with_75(tmp_path: Path, number: signal.Signals) -> None:
-    code = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfolder, rank = Path(sys.argv[1]), os.environ['RANK']\n"
-    )
-    code += "def stop(*_):\n    time.sleep(0.3)\n    (folder / f'saved{rank}').touch()\n    sys.exit(75)\n"
-    code += "signal.signal(signal.SIGTERM, stop)\n(folder / f'start{rank}').touch()\ntime.sleep(100)\n"
-    process = launch(tmp_path, code)
-    end = time.monotonic() + 60
-    while starts(tmp_path) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    process = launch(tmp_path, SAVES, "0.3")
+    wait_for(tmp_path, "start?")
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
+
+
+def test_further_signals_cut_no_checkpoint_short(tmp_path: Path) -> None:
+    """SLURM's warning, its SIGTERM and a user's: torchrun alone waits for the ranks at two, and leaves at the third."""
+    process = launch(tmp_path, SAVES, "3")
+    wait_for(tmp_path, "start?")
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+        wait_for(tmp_path, "asked?")
+        time.sleep(0.4)
+    assert not list(tmp_path.glob("saved*"))
+    assert process.wait(timeout=60) == 75
+    saved = {path.name for path in tmp_path.glob("saved*")}
+    process.communicate(timeout=60)  # of ranks left behind, too
+    assert saved == {"saved0", "saved1"}
 
 
 def test_nodes_without_a_head_and_no_command_are_mistakes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from video_gn.data.augment import View
-from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips
+from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.data.lists import Record
 from video_gn.data.loader import (
@@ -36,9 +36,11 @@ from video_gn.data.loader import (
     naming_videos,
     train_loader,
 )
+from video_gn.errors import UserError
 
 RULE = settings(max_examples=50, deadline=None)
 CPU = torch.device("cpu")
+TestClips.__test__ = False  # type: ignore[attr-defined]
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.225, 0.25)
 Key = tuple[int, int]
 
@@ -372,6 +374,24 @@ def test_a_training_loader_keeps_its_workers() -> None:
     batches = list(train_loader(Processes(4), steps, 2, CPU))  # type: ignore[arg-type]
     assert len(batches) == 12
     assert len({pid for batch in batches for pid in batch} - {os.getpid()}) == 2
+
+
+def test_a_mistake_that_a_worker_finds_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kind of loader: torch would give the worker's traceback as the error's text."""
+    pytest.importorskip("fsspec")
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # what torch waits for workers' end
+    copies = folder / "0.mkv" / "copies"
+    monkeypatch.setenv("VIDEO_GN_COPIES", str(copies))
+    root = f"file://{folder}"
+    train = TrainClips(RECORDS, root, "pyav", SPEC, seed=0, max_unreadable=3)
+    val = ValClips(RECORDS, root, "pyav", SPEC, seed=0)
+    test = TestClips(RECORDS, root, "pyav", SPEC, views="center", clips=1, clip_starts="uniform", short_side=32)
+    steps = TrainBatches(2, 0, 4, clips_per_gpu=2, global_batch=4)
+    for loader in (train_loader(train, steps, 1, CPU), *(eval_loader(each, 1, 1, CPU, 0, 1) for each in (val, test))):
+        with pytest.raises(UserError) as caught:
+            next(iter(loader))
+        expected = f"cannot keep copies in {copies}: Not a directory; correct VIDEO_GN_COPIES, or unset it"
+        assert str(caught.value) == expected
 
 
 # ---- lost workers ----

@@ -79,6 +79,17 @@ def test_empty_meter() -> None:
     assert all(math.isnan(value) for value in (averages.loss, averages.top1_error, averages.top5_error))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_have_no_error(bad: float) -> None:
+    """Whose largest is class 0, as it happens."""
+    meter = Meter(CPU)
+    meter.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([1]))
+    meter.add(torch.tensor([[bad, bad, bad]]), torch.tensor([0]))
+    averages = Averages.of(meter.sums)
+    assert averages.clips == 2
+    assert math.isnan(averages.top1_error) and math.isnan(averages.top5_error)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
 def test_up_to_five_classes_have_no_top5_error(classes: int) -> None:
     scores, labels = ranked([classes - 1] * 3, classes)

@@ -100,8 +100,13 @@ def test_the_forward_passes_run_under_autocast() -> None:
     def autocast() -> AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16)
 
+    def prepared() -> Iterator[Tensor]:
+        for numbers in ((0, 2), (4, 6)):
+            assert not torch.is_autocast_enabled("cpu")  # colours are changed in float32, as in training
+            yield batch(*numbers)
+
     model = nn.Sequential(nn.BatchNorm3d(1), Spy())
-    update_precise_bn(model, iter([batch(0, 2), batch(4, 6)]), 2, autocast)
+    update_precise_bn(model, prepared(), 2, autocast)
     assert inside == [True, True]
     assert model[0].running_mean.dtype == torch.float32
 

@@ -47,6 +47,15 @@ def checkpoint(run: Path) -> str:
     return str(run / "checkpoints" / "last.pt")
 
 
+def test_scores_that_are_not_finite_are_no_scores(run: Path, tmp_path: Path) -> None:
+    state = ckpt.load(Path(checkpoint(run)))
+    state["model"]["head.fc.bias"][3] = torch.nan
+    ckpt.save(tmp_path / "last.pt", state)
+    with pytest.raises(UserError, match=r"the scores of .* are not finite; test another checkpoint"):
+        testing.test_checkpoint(tmp_path / "last.pt")
+    assert not list(tmp_path.glob("test_*"))
+
+
 def table(run: Path, name: str) -> list[dict[str, str]]:
     with (run / f"test_{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -383,6 +383,54 @@ def test_an_unreadable_validation_video_is_named_and_not_scored(tmp_path, videos
     assert f"validation video not scored: {root / listed[5]}" in capsys.readouterr().err
 
 
+def test_without_a_readable_validation_video_the_run_ends_well(tmp_path, videos, capsys):
+    listed = [line.rsplit(" ", 1)[0] for line in (videos / "val.csv").read_text().splitlines()]
+    folder = run(tiny(tmp_path, damaged(videos, tmp_path / "videos", *listed), "train.epochs=1"))
+    (epoch,) = (r for r in records(folder) if r["kind"] == "epoch")
+    assert (epoch["val/videos_scored"], epoch["val/top1_error"]) == (0, None)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.pt"]
+    assert "no evaluation has an error" in capsys.readouterr().err
+
+
+def test_precise_statistics_name_the_videos_that_they_cannot_read(tmp_path, videos):
+    """Also those that the epoch's steps left out."""
+    options = ["model.norm=bn", "train.epochs=1", "data.max_unreadable=0", "train.global_batch=2", "seed=5"]
+    order = dataset.epoch_order(22, 5, 0)
+    listed = [line.rsplit(" ", 1)[0] for line in (videos / "train.csv").read_text().splitlines()]
+    names = [listed[index] for index in dataset.epoch_order(22, 5, 1)[:1]]
+    assert listed[order[0]] not in names
+    root = damaged(videos, tmp_path / "videos")
+    trainer_step = Trainer.step
+
+    def step(self, *arguments):
+        done = trainer_step(self, *arguments)
+        if self.step_done == 10:  # the last of the epoch: from here on only the statistics read
+            for name in names:
+                (root / name).write_bytes(b"cut")
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(UserError, match="more than data.max_unreadable 0"):
+            run(tiny(tmp_path, root, *options))
+
+
+def test_best_alone_does_not_put_off_the_next_checkpoint(tmp_path, videos, monkeypatch):
+    """A run goes on from last.pt."""
+    saved = []
+    save = Trainer._save
+
+    def spy(self, writers, *, last=True, best=False):
+        before = self.saved_at
+        save(self, writers, last=last, best=best)
+        saved.append((last, best, self.saved_at > before))
+
+    monkeypatch.setattr(Trainer, "_save", spy)
+    run(tiny(tmp_path, videos, "checkpoint.every_epochs=5"))
+    assert (False, True, False) in saved  # the first epoch's error is the best so far
+    assert saved[-1][0] and saved[-1][2]
+
+
 def test_a_diverged_run_stops(tmp_path, videos):
     with pytest.raises(
         UserError, match=r"11 steps with a loss or gradient that is not finite, more than train.max_bad"

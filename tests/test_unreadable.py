@@ -127,6 +127,19 @@ def test_ranks_count_together(tmp_path: Path) -> None:
     assert sorted(lines) == ["only 0.mp4\tcut", "only 1.mp4\tcut", "same.mp4\tcut"]
 
 
+def test_a_rank_beyond_the_limit_names_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It raises by itself, without the others; rank 0 has named one before."""
+    file = tmp_path / "unreadable.txt"
+    file.write_text("a.mp4\tcut\n")
+    unreadable = Unreadable(file, 2, World(rank=1, size=2, device=ALONE.device))
+    unreadable.add(errors("a.mp4", "b.mp4"))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"^3 unreadable training videos"):
+        unreadable.add(errors("c.mp4"))
+    assert file.read_text() == "a.mp4\tcut\nb.mp4\treason of b.mp4\nc.mp4\treason of c.mp4\n"
+    assert capsys.readouterr().err.count("c.mp4: reason of c.mp4\n") == 1
+
+
 # ---- videos that were in flight ----
 
 

@@ -19,8 +19,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _let_rank_0_speak()
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            _let_rank_0_speak()
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":  # all ranks stop together

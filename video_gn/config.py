@@ -117,7 +117,7 @@ class DataConfig(Section):
     """More different unreadable training videos than this end the run."""
     quarantine: str | None = None
     """Report of tools/prepare.py --check: its bad videos are left out of training and not scored (docs/bad_data.md)."""
-    timeout: PositiveFloat = 300
+    timeout: Annotated[float, Field(gt=0, le=2_000_000)] = 300
     """Seconds without a batch after which the workers are taken for hung."""
 
     @model_validator(mode="after")

@@ -9,6 +9,9 @@ class UserError(Exception):
     The message states the value, the rule and the remedy; line breaks in it become blanks.
     """
 
+    told = False
+    """Whether a rank of this host has printed it already."""
+
     def __init__(self, message: str) -> None:
         printable = message.encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates are not
         super().__init__(" ".join(printable.splitlines()))

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
@@ -27,10 +28,14 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     give_up_on_mistakes()
+    stop_once()
     give_up_on_a_silent_head()
     try:
         run(parse_args(arguments))
     except ChildFailedError as failed:
+        if any(failure.exitcode == PREEMPTED for failure in failed.failures.values()):
+            print("a rank was asked to stop, and so all did", file=sys.stderr)
+            return PREEMPTED
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
         said = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
@@ -51,18 +56,32 @@ def main(arguments: list[str]) -> int:
 
 
 def give_up_on_mistakes() -> None:
-    """Let torchrun not start again what a user must mend first."""
+    """Let torchrun not start again what a user must mend first, nor what was asked to stop."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     monitor = LocalElasticAgent._monitor_workers
 
     def watch(agent: Any, group: Any) -> Any:
         result = monitor(agent, group)
-        if any(failure.exitcode == MISTAKE for failure in (result.failures or {}).values()):
+        if any(failure.exitcode in (MISTAKE, PREEMPTED) for failure in (result.failures or {}).values()):
             agent._remaining_restarts = 0
         return result
 
     LocalElasticAgent._monitor_workers = watch  # type: ignore[method-assign]
+
+
+def stop_once() -> None:
+    """Let torchrun heed one stop signal: at a third it would leave its ranks behind, amid their checkpoint."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    stop = api._terminate_process_handler
+
+    def heed(signum: int, frame: FrameType | None) -> None:
+        for further in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(further, signal.SIG_IGN)
+        stop(signum, frame)
+
+    api._terminate_process_handler = heed
 
 
 def give_up_on_a_silent_head() -> None:

@@ -51,6 +51,8 @@ _REMEDIES = {
     "decord": "`pip install decord` (it has no wheel for arm64)",
 }
 _MP4_OR_MATROSKA = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3", re.DOTALL)
+_MATROSKA = b"\x1aE\xdf\xa3"
+_FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,mxf,gif,ivf,nut,rm,dv,m4v,h264,hevc,obu,yuv4mpegpipe,mp3,wav,flac"
 _CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
 _HELD_BYTES = 128 << 20  # of frames, where all of a video are read
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
@@ -167,7 +169,9 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     path = os.fspath(path)
     data = read_bytes(path) if is_url(path) else None
     head = _head(path) if data is None else data[:8]
-    if head[4:] == b"ftyp":
+    if head[:7] == b"#EXTM3U" or head == b"ffconcat":
+        raise VideoError(path, "a list of other files, not a video")
+    if _MP4_OR_MATROSKA.match(head) and head[:4] != _MATROSKA:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
             _check_boxes(path, file)
     suits_torchcodec = _MP4_OR_MATROSKA.match(head)
@@ -244,10 +248,13 @@ def _head(path: str) -> bytes:
 
 def _check_boxes(path: str, file: BinaryIO) -> None:
     """Raise VideoError if an MP4 or MOV file is cut short: FFmpeg leaves out the lost frames without a word."""
-    size, position = file.seek(0, os.SEEK_END), 0
+    size, position, fragments = file.seek(0, os.SEEK_END), 0, False
     while position < size:
         file.seek(position)
         header = file.read(16)
+        fragments |= header[4:8] == b"moof"
+        if fragments and len(header) < 8:  # elsewhere some programs leave a few bytes at the end
+            raise VideoError(path, f"cut short after {size:,} bytes")
         length = int.from_bytes(header[:4], "big")
         if length == 1:
             length = int.from_bytes(header[8:], "big")
@@ -411,7 +418,8 @@ class _PyAVReader(VideoReader):
         """Open the file (again): the one way to its start that works in every container."""
         self.close()
         file = io.BytesIO(self._data) if self._data else os.path.abspath(self.path)
-        self._container = self._av.open(file, metadata_errors="replace")  # some tags are not UTF-8
+        # Some tags are not UTF-8; formats that are lists of files would lead anywhere.
+        self._container = self._av.open(file, metadata_errors="replace", options={"format_whitelist": _FORMATS})
         self._stream = stream = self._container.streams.best("video")
         if stream is None or stream.disposition & self._av.stream.Disposition.attached_pic:
             raise VideoError(self.path, "no video stream")

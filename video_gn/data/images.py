@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from video_gn.data.augment import Box, View
 from video_gn.data.decode import VideoError, VideoReader
@@ -16,33 +16,63 @@ from video_gn.data.lists import Record
 from video_gn.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the name says: others run programs (EPS) or read other files
 
 
-def read_image_folder(path: str, root: str, num_classes: int) -> list[Record]:
+def read_image_folder(path: str, root: str, num_classes: int, trained: Sequence[str] | None = None) -> list[Record]:
     """Records of a tree CLASS/IMAGE, as torchvision's ImageFolder orders it: labels by the sorted names of the classes.
 
     Args:
         path: the tree, tried as given and then under `root`. Records' paths begin with it.
+        trained: names of the classes that a net was trained on, by label; the tree's must be the same.
 
     Raises:
-        UserError: there is no such folder, no image in a class, or another number of classes.
+        UserError: there is no such folder, no image in a class, another number of classes or other ones, or a file
+            whose name is not UTF-8.
     """
-    from torchvision.datasets.folder import find_classes, make_dataset
+    from torchvision.datasets.folder import make_dataset
 
-    places = [Path(path), Path(root) / path]
-    folder = next((place for place in places if place.is_dir()), None)
-    if folder is None:
-        raise UserError(f"no folder {path!r}: there is neither {places[0]} nor {places[1]}; set data.root")
-    try:
-        classes, labels = find_classes(folder)
-        samples = make_dataset(folder, labels, extensions=SUFFIXES)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: {error}") from None
+    classes = image_classes(path, root)
+    folder = _folder(path, root)
     if len(classes) != num_classes:
         raise UserError(
             f"{folder} has {len(classes)} class folders, model.num_classes is {num_classes}; make them agree"
         )
-    return [Record(os.path.relpath(file, root), label) for file, label in samples]
+    for label, (name, other) in enumerate(zip(classes, trained or classes, strict=True)):
+        if name != other:
+            raise UserError(f"{folder} has {name!r} as class {label}, the net was trained with {other!r}; rename it")
+    try:
+        samples = make_dataset(folder, {name: label for label, name in enumerate(classes)}, extensions=SUFFIXES)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: {error}") from None
+    records = [Record(os.path.relpath(file, root), label) for file, label in samples]
+    for record in records:
+        if record.path != record.path.encode("utf-8", "replace").decode():
+            raise UserError(f"{record.path!r}: the name is not UTF-8 text; rename the file")
+    return records
+
+
+def image_classes(path: str, root: str) -> list[str]:
+    """The names of a tree's class folders, by label. Raises UserError where there is no folder or none in it."""
+    from torchvision.datasets.folder import find_classes
+
+    folder = _folder(path, root)
+    try:
+        return find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _folder(path: str, root: str) -> Path:
+    places = [Path(path), Path(root) / path]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise UserError(f"no folder {path!r}: there is neither {places[0]} nor {places[1]}; set data.root")
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class ImageReader(VideoReader):
@@ -55,11 +85,11 @@ class ImageReader(VideoReader):
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self._image = Image.open(path)
+            self._image = Image.open(path, formats=FORMATS)
         except FileNotFoundError:
             raise VideoError(path, "no such file") from None
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(path, f"not a readable image ({str(error).splitlines()[0]})") from None
+        except Exception as error:  # many kinds, for a damaged file
+            raise VideoError(path, f"not a readable image ({_first_line(error)})") from None
         self.width, self.height = self._image.size
 
     def shrink(self, views: Sequence[View]) -> list[View]:
@@ -79,8 +109,8 @@ class ImageReader(VideoReader):
     def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
         try:
             pixels = np.asarray(self._image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise VideoError(self.path, f"damaged image ({str(error).splitlines()[0]})") from None
+        except Exception as error:
+            raise VideoError(self.path, f"damaged image ({_first_line(error)})") from None
         out[:] = pixels[box]
 
     def close(self) -> None:

@@ -148,7 +148,7 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
         if len(records) > URLS_LOOKED_AT:
             say(f"{list_path}: of {len(records):,} files in {root}, {URLS_LOOKED_AT} are looked for")
             records = [records[i * len(records) // URLS_LOOKED_AT] for i in range(URLS_LOOKED_AT)]
-        # In a process of its own: a store's client leaves threads, whose locks a worker forked from here might wait for.
+        # In a process of its own: a store's client has threads, whose locks a worker forked from here might wait for.
         with ProcessPoolExecutor(1) as pool:
             missing = pool.submit(_missing, records, root).result()
     if missing:

@@ -123,11 +123,17 @@ class Loader(DataLoader):
 def naming_videos() -> Iterator[None]:
     """Turn torch's errors about its workers into `WorkerLost`; the stacks of workers that hang go to stderr.
 
+    A UserError of a worker, of which torch makes one with the whole traceback as text, gets its own text back.
+
     A `Loader` does so while one waits for its batch. But the death of a worker is raised wherever the main thread
     happens to be: put this around all that runs beside a loader.
     """
     try:
         yield
+    except UserError as error:
+        if not str(error).startswith("Caught UserError in DataLoader worker"):
+            raise
+        raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]) from None
     except RuntimeError as error:
         what = str(error).split("\n")[0].strip(" .\0")
         if not what.startswith("DataLoader "):

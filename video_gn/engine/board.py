@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 
 from video_gn.data.dataset import Clips, TestClips
+from video_gn.data.loader import TIMEOUT, Loader
 from video_gn.draw import font, resized, shorten
 from video_gn.plots import confusion_figure
 
@@ -20,7 +21,7 @@ HEIGHT, LINE = 112, 18  # pixels of a frame and of the text above it
 
 def show_test(
     folder: Path, figures: Mapping[str, float | None], step: int, videos: TestClips, rows: Mapping[int, np.ndarray],
-    names: Sequence[str],
+    names: Sequence[str], workers: int = 0,
 ) -> None:  # fmt: skip
     """Write a test into `folder`, which TensorBoard shows as a run beside its training; what was there is replaced.
 
@@ -29,6 +30,7 @@ def show_test(
         videos: the data set that was tested; frames of the worst videos are read from it again.
         rows: scores (K,) of each video that has some, by its index.
         names: of the K classes.
+        workers: with 0 this process reads the frames, else one worker does.
     """
     for stale in folder.glob("events.out.tfevents.*"):
         stale.unlink()
@@ -44,7 +46,8 @@ def show_test(
         figure = confusion_figure(matrix, names)
         board.add_figure("test/confusion", figure, step)
         plt.close(figure)
-        if sheet := worst_sheet([(videos[index], rows[index]) for index in worst], videos, names):
+        batches = Loader(videos, min(workers, 1), TIMEOUT, batch_sampler=[[index] for index in worst], collate_fn=list)
+        if sheet := worst_sheet([(item, rows[item.index]) for (item,) in batches], videos, names):
             board.add_image("test/worst_videos", np.asarray(sheet), step, dataformats="HWC")
 
 

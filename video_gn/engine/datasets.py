@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from video_gn.config import Config
 from video_gn.console import say
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
-from video_gn.data.images import read_image_folder
+from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, read_class_names, read_list
 from video_gn.engine.checkpoint import Checkpoint
 from video_gn.engine.distributed import World
@@ -17,13 +18,16 @@ from video_gn.engine.unreadable import QUARANTINE
 from video_gn.errors import UserError
 
 
-def read_records(config: Config, name: str, world: World) -> list[Record]:
+def read_records(config: Config, name: str, world: World, trained: Sequence[str] | None = None) -> list[Record]:
     """The records of a list or an image folder, checked on rank 0 for all ranks; those of data.quarantine too.
+
+    Args:
+        trained: the names of the classes that the net was trained on (`class_names`); an image folder's must be those.
 
     Raises:
         UserError: it is missing or malformed, or files of it are missing that are not in quarantine.
     """
-    return world.first(lambda: _read_records(config, name))
+    return world.first(lambda: _read_records(config, name, trained))
 
 
 def read_train_records(config: Config, world: World) -> list[Record]:
@@ -63,21 +67,28 @@ def _read_report(file: Path) -> dict[str, str]:
 def class_names(config: Config, checkpoint: Checkpoint | None = None) -> list[str]:
     """Names by label: of a checkpoint those that it was trained with, unless data.class_names is another file by now.
 
+    Of images without such a file those of the training tree's folders; else numbers.
+
     Raises:
-        UserError: the file is needed, and is missing or does not fit model.num_classes.
+        UserError: the file or the tree is needed, and is missing or does not fit model.num_classes.
     """
     data, classes = config.data, config.model.num_classes
     if checkpoint is not None and len(known := checkpoint.get("class_names", [])) == classes:
         trained_with = checkpoint["config"].get("data", {}).get("class_names")
         if trained_with == data.class_names:
             return known
+    if data.kind == "images" and data.class_names is None and checkpoint is None:
+        return image_classes(data.train_list, data.root)
     return read_class_names(data.class_names, data.root, classes)
 
 
-def _read_records(config: Config, name: str) -> list[Record]:
+def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> list[Record]:
     data = config.data
     if data.kind == "images":
-        return read_image_folder(name, data.root, config.model.num_classes)
+        named = (
+            trained is not None and data.class_names is None and list(trained) != list(map(str, range(len(trained))))
+        )
+        return read_image_folder(name, data.root, config.model.num_classes, trained if named else None)
     names = None if data.class_names is None else class_names(config)
     records = read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
     bad = quarantine(config)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from video_gn.console import say
 from video_gn.engine.peers import FIRST_SUM, HELP, Peers, deadline, facts_of, greeting
-from video_gn.errors import UserError
+from video_gn.engine.preempt import Stop
+from video_gn.errors import Preempted, UserError
 
 T = TypeVar("T")
 
@@ -31,6 +33,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    peers: Peers | None = field(default=None, repr=False, compare=False)
+    """How the ranks hear of each other apart from collectives."""
 
     @property
     def is_main(self) -> bool:
@@ -81,6 +85,11 @@ class World:
             raise UserError(problem)
         return value  # type: ignore[return-value]
 
+    def share(self, stop: Stop) -> None:
+        """From now on, what asks one rank to stop asks all of them, a few seconds later and without a collective."""
+        if self.peers is not None:
+            self.peers.stop = stop
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -111,27 +120,32 @@ def world(device: str = "auto", settings: Mapping[str, Any] | None = None) -> It
     place = _device(device)
     if place.type == "cuda" and rank == 0 and (hazard := conv3d_hazard(torch.__version__)):
         say(hazard)
-    ranks = World(rank, size, place)
     if size == 1 or dist.is_initialized():  # one within another shares the group
-        yield ranks
+        yield World(rank, size, place)
         return
     peers = Peers(rank, size)
+    ranks = World(rank, size, place, peers)
     backend = "nccl" if place.type == "cuda" else "gloo"
     everyone = peers.meet(facts_of(place, backend, settings or {}))
-    try:
-        with peers.watched():
-            try:
-                _connect(ranks, peers, backend)
-                if ranks.is_main:
-                    say(greeting(everyone))
-                yield ranks
-            finally:
-                if dist.is_initialized():
-                    dist.destroy_process_group()
-    except RuntimeError as error:
-        if any(words in str(error) for words in ("Connection closed by peer", "Connection reset", "ncclRemoteError")):
-            say(f"{peers.name}: another rank broke off; its own error, further up or on its host, is the cause")
-        raise
+    with peers.watched():
+        try:
+            _connect(ranks, peers, backend)
+            if ranks.is_main:
+                say(greeting(everyone))
+            yield ranks
+        except Preempted:  # of all ranks together
+            dist.destroy_process_group()
+            raise
+        except UserError as error:
+            peers.tell(error)
+            raise
+        except RuntimeError as error:
+            if any(text in str(error) for text in ("Connection closed by peer", "Connection reset", "ncclRemoteError")):
+                say(f"{peers.name}: another rank broke off; its own error, further up or on its host, is the cause")
+                time.sleep(5)  # torchrun ends this one meanwhile: a traceback would bury that error
+            raise
+        # Not after an error: it breaks others off before the error is told, or waits for what they will never do.
+        dist.destroy_process_group()
 
 
 def _device(device: str) -> torch.device:

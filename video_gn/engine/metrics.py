@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Averages:
-    """What a `Meter` says: mean cross-entropy, errors in per cent, number of clips."""
+    """What a `Meter` says: mean cross-entropy, errors in per cent, number of clips; NaN if the loss is not finite."""
 
     loss: float
     top1_error: float
@@ -38,8 +39,8 @@ class Averages:
     @classmethod
     def of(cls, sums: Tensor) -> Averages:
         loss, wrong1, wrong5, clips = sums.tolist()  # sync point: waits for the device
-        if clips == 0:
-            return cls(float("nan"), float("nan"), float("nan"), 0)
+        if clips == 0 or not math.isfinite(loss):  # logits that are not finite have no best class
+            return cls(float("nan"), float("nan"), float("nan"), int(clips))
         return cls(loss / clips, 100 * wrong1 / clips, 100 * wrong5 / clips, int(clips))
 
 

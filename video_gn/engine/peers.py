@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 import video_gn
 from video_gn.config import flatten
+from video_gn.engine.preempt import Stop
 from video_gn.errors import UserError
 
 ROLL_CALL = 120.0
@@ -116,6 +117,8 @@ class Peers:
         self.name = f"rank {rank} on {platform.node()}"
         self.hosts = ["?"] * size
         self.store = self._connect(serve=rank == 0)
+        self.stop = Stop()
+        """Requested of one rank, it is of all, some beats later."""
         self._leaving = threading.Event()
 
     def _connect(self, serve: bool = False) -> dist.Store:
@@ -195,6 +198,15 @@ class Peers:
                 with contextlib.suppress(RuntimeError):  # rank 0 may have gone home with its store
                     self.store.set(f"beat/{self.rank}", "left")
 
+    def tell(self, error: UserError) -> None:
+        """Print it now, once a host: all ranks may have made it, or this one alone, and the others die of that."""
+        first = True
+        with contextlib.suppress(RuntimeError):  # rank 0 may have gone home with its store
+            first = self.store.add(f"told/{platform.node()}/{error}", 1) == 1
+        if first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        error.told = True
+
     def _beat(self, heard: dict[int, float]) -> None:
         """Thread: tell that this rank lives, and note the time at which each peer's last sign was new."""
         with contextlib.suppress(RuntimeError, UserError):  # no store is silence, which `_watch` tells
@@ -210,6 +222,10 @@ class Peers:
                         heard[rank] = float("inf")
                     elif sign != before.get(rank):
                         heard[rank], before[rank] = time.monotonic(), sign
+                if self.stop.requested:
+                    store.set("stop", "")
+                elif store.check(["stop"]):
+                    self.stop.requested = True
                 if self.rank != 0 and store.check(["lost"]):
                     die(f"{self.name} stops: {store.get('lost').decode()}")
 

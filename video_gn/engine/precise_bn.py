@@ -32,11 +32,23 @@ def update_precise_bn(
     from fvcore.nn.precise_bn import update_bn_stats  # imports slowly, and only Batch Norm needs it
 
     model.train()
-    with autocast():
-        update_bn_stats(model, tqdm(clips, "precise BN", number, leave=False, disable=quiet), number)
+    bar = tqdm(clips, "precise BN", number, leave=False, disable=quiet)
+    update_bn_stats(_Autocast(model, autocast), bar, number)
     for norm in batch_norms(model):
         assert norm.running_var is not None
         norm.running_var.clamp_(min=0)  # fvcore's E[x^2] - E[x]^2 in float32 can fall below
+
+
+class _Autocast(nn.Module):
+    """The model under autocast, but not what prepares its clips while the loop waits for them."""
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager]) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+
+    def forward(self, clips: Tensor) -> Tensor:
+        with self.autocast():
+            return self.model(clips)
 
 
 @torch.no_grad()

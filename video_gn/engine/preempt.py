@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
-    """Whether this process has been asked to stop."""
+    """Whether this process, or another rank of its run, has been asked to stop."""
 
     requested = False
 

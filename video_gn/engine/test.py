@@ -75,8 +75,8 @@ def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) 
         The result on rank 0, None elsewhere.
 
     Raises:
-        UserError: bad checkpoint, override or list; more than test.max_unreadable unreadable videos (the files are
-            written and the table is printed before).
+        UserError: bad checkpoint, override or list; scores that are not finite; more than test.max_unreadable
+            unreadable videos (the files are written and the table is printed before).
     """
     path = Path(checkpoint_path)
     state = ckpt.load(path)
@@ -95,8 +95,8 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
     ckpt.load_model(model, state, str(path))
     model.to(world.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
     share_cores(world.device, config.data.workers)
-    records = read_records(config, config.data.test_list, world)
     names = class_names(config, state)
+    records = read_records(config, config.data.test_list, world, names)
 
     begin = time.perf_counter()
     shares = world.gather(score_videos(model, config, records, world))
@@ -110,7 +110,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
     ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")
     figures = {"top1": result.top1, "top5": result.top5, "mean_class_accuracy": result.mean_class_accuracy}
     board = result_path(folder, result.protocol, "")
-    show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names)
+    show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names, config.data.workers)
     return result
 
 
@@ -150,7 +150,10 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
             if item.views:
                 with precision():
                     probabilities = score_video(model, item, config, window, world.device)
-                scores.rows[item.index] = probabilities.mean(0).cpu().numpy()  # sync point: once a video
+                row = probabilities.mean(0).cpu().numpy()  # sync point: once a video
+                if not np.isfinite(row).all():
+                    raise UserError(f"the scores of {records[item.index].path} are not finite; test another checkpoint")
+                scores.rows[item.index] = row
                 scores.clips += len(probabilities)
     return scores
 

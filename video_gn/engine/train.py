@@ -64,10 +64,12 @@ def train(config: Config, world: World) -> None:
     """
     check_decoder(config.data.decoder)
     train_records = read_train_records(config, world)
-    val_records = read_records(config, config.data.val_list, world)
+    names = world.first(lambda: class_names(config))
+    val_records = read_records(config, config.data.val_list, world, names)
     check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
     with stop_signals() as stop:
-        trainer = Trainer(config, world, train_records, val_records, stop)
+        world.share(stop)
+        trainer = Trainer(config, world, train_records, val_records, names, stop)
         if trainer.epochs_done >= config.train.epochs:
             if world.is_main:
                 say(f"{trainer.folder}: already trained for all {config.train.epochs} epochs; nothing to do")
@@ -86,7 +88,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, world: World, train_records: list[Record], val_records: list[Record], stop: Stop
+        self,
+        config: Config,
+        world: World,
+        train_records: list[Record],
+        val_records: list[Record],
+        class_names: list[str],
+        stop: Stop,
     ) -> None:
         self.config = config
         self.world = world
@@ -94,7 +102,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.plan = plan_batches(config, len(train_records), world.size)
         self.lists = {"train": fingerprint(train_records), "val": fingerprint(val_records)}
-        self.class_names = world.first(lambda: class_names(config))
+        self.class_names = class_names
         self.unreadable = Unreadable(self.folder / "unreadable.txt", config.data.max_unreadable, world)
         share_cores(world.device, config.data.workers)
 
@@ -276,6 +284,12 @@ class Trainer:
         if len(batch.labels) < len(batch.items):
             raise UserError("no readable video was found for a clip; see unreadable.txt and check data.root")
 
+    def _readable(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """The clips of training batches, as the network takes them."""
+        for batch in batches:
+            self._check_read(batch)
+            yield batch.clips.contiguous(memory_format=self.memory_format)
+
     def _no_sync(self) -> contextlib.AbstractContextManager:
         return (
             self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
@@ -375,6 +389,9 @@ class Trainer:
         """The figure that section 4.1 reports: the median of the last 5 epochs' errors."""
         epochs = [record for record in read_log(self.folder) if record["kind"] == "epoch"]
         errors = [record["val/top1_error"] for record in epochs if record.get("val/top1_error") is not None][-5:]
+        if not errors:
+            say("no evaluation has an error: no validation video was scored, or the loss was not finite")
+            return
         median = statistics.median(errors)
         writers.write("summary", self.step_done, self.config.train.epochs, {"summary/val_top1_error_median": median})
         say(f"val error, median of the last {len(errors)} evaluations: {median:.2f} %")
@@ -385,8 +402,7 @@ class Trainer:
         if number and batch_norms(self.model):
             steps = math.ceil(number / self.plan.passes)
             batches = self._train_batches(self.step_done, self.step_done + steps)
-            clips = (b.clips.contiguous(memory_format=self.memory_format) for b in batches)
-            update_precise_bn(self.model, clips, number, self.autocast, quiet=self._quiet)
+            update_precise_bn(self.model, self._readable(batches), number, self.autocast, quiet=self._quiet)
         average_running_statistics(self.model, self.world)
 
     def _stop(self, writers: Writers | None) -> NoReturn:
@@ -399,7 +415,8 @@ class Trainer:
         buffers = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
         ranks = self.world.gather({"interval": self.interval.meter.sums.cpu(), "buffers": buffers})
         self.world.first(lambda: self._write(ranks, writers, last, best))
-        self.saved_at = time.monotonic()
+        if last:
+            self.saved_at = time.monotonic()
 
     def _write(self, ranks: list[dict[str, Any]], writers: Writers | None, last: bool, best: bool) -> None:
         assert writers is not None

@@ -41,7 +41,7 @@ class Unreadable:
             if error.path not in self.paths:
                 self.pending.setdefault(error.path, error.reason)
         if self.pending and (self.world.size == 1 or len(self.paths) + len(self.pending) > self.limit):
-            self._name(self.pending)
+            self._name(self.pending, aloud=True)
             self.pending = {}
             self._check()
 
@@ -49,13 +49,13 @@ class Unreadable:
         """Exchange with the other ranks (all must call) and name what is new. Raises on all ranks beyond the limit."""
         shares = self.world.all_gather(self.pending)
         self.pending = {}
-        self._name({path: reason for share in shares for path, reason in share.items()})
+        self._name({path: reason for share in shares for path, reason in share.items()}, self.world.is_main)
         self._check()
 
-    def _name(self, errors: dict[str, str]) -> None:
+    def _name(self, errors: dict[str, str], aloud: bool) -> None:
         new = {path: reason for path, reason in errors.items() if path not in self.paths}
         self.paths |= new.keys()
-        if not new or not self.world.is_main:
+        if not new or not aloud:
             return
         known = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         in_file = {line.split("\t")[0] for line in known}
