@@ -52,7 +52,7 @@ _REMEDIES = {
 }
 _MP4_OR_MATROSKA = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3", re.DOTALL)
 _MATROSKA = b"\x1aE\xdf\xa3"
-_FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,mxf,gif,ivf,nut,rm,dv,m4v,h264,hevc,obu,yuv4mpegpipe,mp3,wav,flac"
+_FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,mxf,gif,ivf,nut,rm,dv,m4v,h264,hevc,obu,mp3,wav"
 _CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
 _HELD_BYTES = 128 << 20  # of frames, where all of a video are read
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
