@@ -11,12 +11,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 import yaml
 
 from tests.test_train import TINY, launch
 from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny videos
 from video_gn import study as studies
 from video_gn.config import parse_config, to_yaml
+from video_gn.data.loader import WorkerLost
+from video_gn.engine.distributed import World
+from video_gn.engine.unreadable import TooManyUnreadable
 from video_gn.errors import UserError
 from video_gn.study import Motion, Run, Study, as_override, commands, load_study, plan_runs, render_motion, run_study
 
@@ -193,6 +197,21 @@ def test_finished_runs_are_not_run_again_and_one_failure_does_not_lose_the_other
     with pytest.raises(UserError, match="1 of 4 runs failed"):
         run_study(study, runs, tmp_path / "out")
     assert ran == [runs[2].config]
+
+
+@pytest.mark.parametrize("error", [WorkerLost("crashed", ["a.mp4"]), TooManyUnreadable("too many")])
+def test_what_one_rank_alone_meets_ends_a_study_on_several(tmp_path, monkeypatch, error):
+    """The others would wait for it in the training."""
+    _, (run, *_) = plan(tmp_path, seeds=[0])
+
+    def train(config, ranks):
+        raise error
+
+    monkeypatch.setattr(studies, "train", train)
+    monkeypatch.setattr(World, "first", lambda self, call: call())
+    assert studies._finish(run, "final", World(0, 1, torch.device("cpu"))) == str(error)
+    with pytest.raises(type(error)):
+        studies._finish(run, "final", World(1, 2, torch.device("cpu")))
 
 
 def test_a_study_asks_for_its_test_once(tmp_path, monkeypatch):

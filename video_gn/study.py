@@ -27,12 +27,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from video_gn.config import Config, Positive, Section, differences, flatten, load_config, parse_config, read_yaml
 from video_gn.console import say
+from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine.checkpoint import LAST, write_text
 from video_gn.engine.distributed import World, world
 from video_gn.engine.runfolder import SAME_RESULT
 from video_gn.engine.test import protocol, result_path, test_checkpoint
 from video_gn.engine.train import train
+from video_gn.engine.unreadable import TooManyUnreadable
 from video_gn.errors import UserError
 from video_gn.plots import plot_panels, read_epochs
 
@@ -323,6 +325,10 @@ def _finish(run: Run, measure: str, ranks: World) -> str | None:
             test_checkpoint(run.folder / "checkpoints" / LAST, overrides)  # rank 0 alone may fail at its end
         if ranks.is_main:
             read_result(run, measure)
+    except (WorkerLost, TooManyUnreadable) as error:
+        if ranks.size > 1:  # this rank alone knows, and the others wait for it in the training
+            raise
+        return str(error)
     except UserError as error:
         return str(error)
     return None

@@ -21,6 +21,10 @@ from video_gn.errors import UserError
 IN_FLIGHT, QUARANTINE = "in_flight.txt", "quarantine.csv"  # in a run's folder
 
 
+class TooManyUnreadable(UserError):
+    """More than data.max_unreadable training videos; of several ranks, perhaps this one alone has met it."""
+
+
 class Unreadable:
     """Collects a run's unreadable videos over all ranks; names each once, on the console and in a file.
 
@@ -67,7 +71,7 @@ class Unreadable:
 
     def _check(self) -> None:
         if len(self.paths) > self.limit:
-            raise UserError(
+            raise TooManyUnreadable(
                 f"{len(self.paths)} unreadable training videos, more than data.max_unreadable {self.limit}, such as "
                 f"{sorted(self.paths)[0]}; see {self.file}, mend the list or raise the limit"
             )
