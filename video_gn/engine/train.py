@@ -213,8 +213,9 @@ class Trainer:
         bad = ~torch.stack([*losses, largest]).isfinite().all()
         minutes = self.config.checkpoint.every_minutes
         due = self.world.is_main and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        asked = torch.tensor([self.stop.requested, due], device=self.world.device)
-        flags = self.world.sum(torch.cat([bad[None], asked]).float()).tolist()  # sync point: once a step
+        # Filled on the device: a copy of host memory would be a sync point of its own.
+        asked = [torch.full((), float(flag), device=self.world.device) for flag in (self.stop.requested, due)]
+        flags = self.world.sum(torch.stack([bad.float(), *asked])).tolist()  # sync point: once a step
         return bool(flags[0]), bool(flags[1]), bool(flags[2])
 
     def _tell_bad_step(self, losses: list[Tensor], videos: list[list[str]]) -> None:
