@@ -47,6 +47,17 @@ def checkpoint(run: Path) -> str:
     return str(run / "checkpoints" / "last.pt")
 
 
+def test_the_class_names_are_the_checkpoints(run: Path, tmp_path: Path) -> None:
+    """Their file may be gone."""
+    state = ckpt.load(Path(checkpoint(run)))
+    state["config"]["data"]["class_names"] = "gone.txt"
+    names = [f"class {label}" for label in range(10)]
+    ckpt.save(tmp_path / "last.pt", {**state, "class_names": names})
+    testing.test_checkpoint(tmp_path / "last.pt", ["test.clips=1"])
+    (written,) = tmp_path.glob("test_*.csv")
+    assert written.read_text().splitlines()[0].endswith(",".join(f"score_{name}" for name in names))
+
+
 def test_scores_that_are_not_finite_are_no_scores(run: Path, tmp_path: Path) -> None:
     state = ckpt.load(Path(checkpoint(run)))
     state["model"]["head.fc.bias"][3] = torch.nan

@@ -89,7 +89,9 @@ def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> l
             trained is not None and data.class_names is None and list(trained) != list(map(str, range(len(trained))))
         )
         return read_image_folder(name, data.root, config.model.num_classes, trained if named else None)
-    names = None if data.class_names is None else class_names(config)
+    names = None
+    if data.class_names is not None:  # which a csv of Kinetics needs
+        names = class_names(config) if trained is None else list(trained)
     records = read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, name)
