@@ -60,13 +60,17 @@ def test_a_mistake_of_one_rank_is_told_and_not_tried_again(tmp_path: Path) -> No
     assert starts(tmp_path) == 2
 
 
-def test_a_stop_that_came_to_the_ranks_alone_is_75_and_not_tried_again(tmp_path: Path) -> None:
-    """Or to another node's torchrun."""
-    code = "import sys, tempfile\ntempfile.mkstemp(dir=sys.argv[1], prefix='start')\nsys.exit(75)\n"
-    process = launch(tmp_path, code)
+@pytest.mark.parametrize(("restarts", "ends"), [("0", 75), ("1", 0)])
+def test_a_stop_that_came_to_the_ranks_alone_goes_on_while_restarts_are_left(
+    tmp_path: Path, restarts: str, ends: int
+) -> None:
+    """Or to another node's torchrun: what is left of the job starts again from the checkpoint."""
+    code = "import os, sys, tempfile\ntempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
+    code += "sys.exit(75 if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' else 0)\n"
+    process = launch(tmp_path, code, RESTARTS=restarts)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, error
-    assert starts(tmp_path) == 2
+    assert process.returncode == ends, error
+    assert starts(tmp_path) == (2 if ends else 4)
 
 
 @pytest.mark.slow

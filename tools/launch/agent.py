@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         run(parse_args(arguments))
     except ChildFailedError as failed:
         if any(failure.exitcode == PREEMPTED for failure in failed.failures.values()):
-            print("a rank was asked to stop, and so all did", file=sys.stderr)
+            print("a rank was asked to stop, and so all did; no restart is left for that", file=sys.stderr)
             return PREEMPTED
         rank, failure = failed.get_first_failure()
         code = failure.exitcode
@@ -56,14 +56,17 @@ def main(arguments: list[str]) -> int:
 
 
 def give_up_on_mistakes() -> None:
-    """Let torchrun not start again what a user must mend first, nor what was asked to stop."""
+    """Let torchrun not start again what a user must mend first.
+
+    What ended with 75 without a signal to this torchrun goes on: another node was taken away, or one rank was stopped.
+    """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     monitor = LocalElasticAgent._monitor_workers
 
     def watch(agent: Any, group: Any) -> Any:
         result = monitor(agent, group)
-        if any(failure.exitcode in (MISTAKE, PREEMPTED) for failure in (result.failures or {}).values()):
+        if any(failure.exitcode == MISTAKE for failure in (result.failures or {}).values()):
             agent._remaining_restarts = 0
         return result
 
