@@ -6,6 +6,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,7 +98,11 @@ class Loader(DataLoader):
         self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
         self.left = False
         options["worker_init_fn"] = partial(_start_worker, self.pids, self.paths)
-        super().__init__(dataset, num_workers=workers, timeout=timeout if workers else 0, **options)
+        # Forked, whatever the default: workers of a fork server outlived a killed process (seen in tests/test_resume.py).
+        context = "fork" if workers and sys.platform == "linux" else None
+        super().__init__(
+            dataset, num_workers=workers, timeout=timeout if workers else 0, multiprocessing_context=context, **options
+        )
 
     def __iter__(self) -> Iterator[list[Clips]]:  # type: ignore[override]
         Loader.known = [loader for loader in Loader.known if not loader.left] + [self]
