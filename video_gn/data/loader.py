@@ -98,7 +98,7 @@ class Loader(DataLoader):
         self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
         self.left = False
         options["worker_init_fn"] = partial(_start_worker, self.pids, self.paths)
-        # Forked, whatever the default: a fork server and its workers outlived a killed process (seen in test_resume.py).
+        # Forked, whatever the default: a fork server and its workers outlived a killed run (tests/test_resume.py).
         context = "fork" if workers and sys.platform == "linux" else None
         super().__init__(
             dataset, num_workers=workers, timeout=timeout if workers else 0, multiprocessing_context=context, **options
