@@ -19,9 +19,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        if not error.told:
-            _let_rank_0_speak()
-            print(f"error: {error}", file=sys.stderr)
+        if error.told:  # by a rank whose process group is open: taken down after another's, it can abort the process
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
+        _let_rank_0_speak()
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":  # all ranks stop together
