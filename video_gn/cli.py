@@ -22,6 +22,8 @@ def run(main: Callable[[], None]) -> None:
         if error.told:  # by a rank whose process group is open: taken down after another's, it can abort the process
             sys.stdout.flush()
             sys.stderr.flush()
+            if os.environ.get("RANK") == "0":
+                time.sleep(2)  # the store may go with this process: let the others see in it that this is told
             os._exit(2)
         _let_rank_0_speak()
         print(f"error: {error}", file=sys.stderr)
