@@ -73,7 +73,7 @@ def test_it_shows_the_run_and_its_test(address: str, run: Path) -> None:
     assert {tag for tags in images.values() for tag in tags} == {"test/confusion", "test/worst_videos"}
     texts = get(address, "/data/plugin/text/tags")
     assert {tag for tags in texts.values() for tag in tags} == {"config/text_summary", "model/text_summary"}
-    ((shown),) = get(address, "/data/plugin/text/text?run=.&tag=config/text_summary")
+    (shown,) = get(address, "/data/plugin/text/text?run=.&tag=config/text_summary")
     assert "percentiles_of: res5" in shown["text"]
 
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -12,7 +12,6 @@ A library that is not installed is left out, with a line on stderr.
 
 from __future__ import annotations
 
-import argparse
 from importlib import import_module
 from pathlib import Path
 
@@ -29,9 +28,7 @@ HELP = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in HELP.items():
         command = commands.add_parser(name, help=text, description=text)

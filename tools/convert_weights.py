@@ -7,7 +7,6 @@ python tools/convert_weights.py timm:resnet50_gn r50_gn.pt [--force]
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
@@ -15,9 +14,7 @@ from video_gn.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("source", help="a .pkl, .pt or .pth file, torchvision:NAME[:WEIGHTS] or timm:NAME")
     parser.add_argument("out", type=Path, help="file to write, .pt")
     parser.add_argument("--force", action="store_true", help="overwrite it")

@@ -7,16 +7,13 @@ What an earlier call has finished is reused; an interrupted one goes on.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--config", default="configs/demo/demo.yaml", help="default: %(default)s")
     parser.add_argument("--train-videos", type=int, default=1200, help="videos to render (default: %(default)s)")
     parser.add_argument("--val-videos", type=int, default=200, help="held-out videos to render (default: %(default)s)")

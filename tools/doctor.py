@@ -11,7 +11,6 @@ without an error line and 2 with one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
@@ -19,9 +18,7 @@ from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("target", nargs="?", metavar="CONFIG or FOLDER", help="YAML file, or a folder of videos")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")

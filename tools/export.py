@@ -11,16 +11,13 @@ T, are PyTorch's to 1e-4. ONNX needs `pip install onnx onnxscript onnxruntime`. 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("out", metavar="OUT", type=Path, help="the file to write, ending in .onnx or .pt2")
     parser.add_argument("--frames", type=int, metavar="T", help="fix the length of the clips (default: it is free)")

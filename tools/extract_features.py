@@ -12,15 +12,11 @@ to read OUT.
 
 from __future__ import annotations
 
-import argparse
-
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("list", metavar="LIST", help="list of videos, `path label` a line, relative to data.root")
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on with")

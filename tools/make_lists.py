@@ -17,9 +17,7 @@ from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="kinetics|ucf101|folders")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("root", metavar="ROOT", help="folder of the videos")

@@ -5,16 +5,13 @@ python tools/model_info.py configs/kinetics400/i3d_r50_gn_32x2_8clips.yaml [key=
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override it, e.g. model.norm=bn")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

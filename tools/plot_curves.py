@@ -8,16 +8,13 @@ python tools/plot_curves.py runs/vgg16_gn --percentiles           Figure 6: of a
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; each is one curve")
     parser.add_argument("--out", help="the PNG (default: curves.png in the first run's folder)")
     kinds = parser.add_mutually_exclusive_group()

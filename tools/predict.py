@@ -12,16 +12,13 @@ be read is named; the others are predicted, and the exit code is 2. docs/predict
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video files")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes a video (default: %(default)s)")

@@ -10,7 +10,6 @@ and the exit code is 2. docs/preparing.md has the details.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
@@ -18,9 +17,7 @@ from video_gn.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("list", metavar="LIST", help="one video a line, `path label`, or Kinetics' csv")
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="new folder; with --check, the report's file")
     parser.add_argument("--root", default=".", help="folder that the list's paths are relative to (default: here)")

@@ -7,16 +7,13 @@ python tools/report.py runs/studies/motion_batch_size/*/seed* --out study.html
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", help="the page (default: report.html in the first run's folder)")
     args = parser.parse_args()

@@ -10,16 +10,13 @@ Prints the name of the PNG. docs/predict.md shows one.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the config.yaml of a run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
     parser.add_argument("--train", type=int, default=8, metavar="N", help="training clips (default: %(default)s)")

@@ -11,7 +11,6 @@ Run the same command again to go on after an interruption: finished runs are not
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from video_gn import cli
@@ -19,9 +18,7 @@ from video_gn.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("study", help="YAML file, see configs/studies/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override all cells' configs")
     parser.add_argument("--out", type=Path, help="folder of runs and results (default: runs/studies/NAME of the file)")

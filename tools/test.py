@@ -9,15 +9,11 @@ The config is the one in the checkpoint.
 
 from __future__ import annotations
 
-import argparse
-
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
     args = parser.parse_args()

@@ -8,15 +8,11 @@ Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
-import argparse
-
 from video_gn import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=cli.EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="values that override it, e.g. train.epochs=10"

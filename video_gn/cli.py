@@ -1,7 +1,8 @@
-"""What all tools share: how a user's mistake ends. Imports nothing heavy."""
+"""What all tools share: how their help looks and how a user's mistake ends. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -12,6 +13,13 @@ from video_gn.errors import Preempted, UserError
 EXIT_CODES = """\
 exit codes: 0 done, 1 a bug (traceback), 2 a mistake in the command, config or data,
 75 stopped by SIGTERM or SIGUSR1 with a checkpoint (the same command goes on), 130 interrupted"""
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """A tool's parser; `text`, its docstring, is its help as it is written, with the exit codes at the end."""
+    return argparse.ArgumentParser(
+        description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def run(main: Callable[[], None]) -> None:

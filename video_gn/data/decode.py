@@ -50,7 +50,7 @@ _REMEDIES = {
     "pyav": "`pip install av`",
     "decord": "`pip install decord` (it has no wheel for arm64)",
 }
-_MP4_OR_MATROSKA = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3", re.DOTALL)
+_MP4 = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)", re.DOTALL)
 _MATROSKA = b"\x1aE\xdf\xa3"
 _FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,mxf,gif,ivf,nut,rm,dv,m4v,h264,hevc,obu,mp3,wav"
 _CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
@@ -171,10 +171,10 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     head = _head(path) if data is None else data[:8]
     if head[:7] == b"#EXTM3U" or head == b"ffconcat":
         raise VideoError(path, "a list of other files, not a video")
-    if _MP4_OR_MATROSKA.match(head) and head[:4] != _MATROSKA:
+    if is_mp4 := _MP4.match(head):
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
             _check_boxes(path, file)
-    suits_torchcodec = _MP4_OR_MATROSKA.match(head)
+    suits_torchcodec = is_mp4 or head.startswith(_MATROSKA)
     if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
         decoder = "pyav"
     if decoder == "torchcodec" and not suits_torchcodec:
