@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from tests.test_inflate import NORMS, speak
 from tests.test_train import tool
 from video_gn.errors import UserError
-from video_gn.models import weights as weights_module
 from video_gn.models.inflate import initialize
 from video_gn.models.resnet import BLOCKS, ResNet
-from video_gn.models.weights import TORCHVISION, convert, read_weights, rename
+from video_gn.models.weights import convert, read_weights
+from video_gn.models.weights.formats import TORCHVISION, rename
+from video_gn.models.weights.unpickling import load_pickle
 
 DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS, of 255
 
@@ -331,9 +332,7 @@ def test_a_library_that_is_absent_or_offline(library, function, monkeypatch):
         raise OSError("<urlopen error [Errno 111] Connection refused>\nmore")
 
     monkeypatch.setattr(module, function, offline)
-    with pytest.raises(
-        UserError, match=rf"{source}: not to be had \(<urlopen error .*; check the name and the network"
-    ):
+    with pytest.raises(UserError, match=rf"{source}: unavailable \(<urlopen error .*; check the name and the network"):
         read_weights(source)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match="pip install"):
@@ -343,7 +342,7 @@ def test_a_library_that_is_absent_or_offline(library, function, monkeypatch):
 def test_unknown_names_of_torchvision_and_timm():
     for source in ("torchvision:resnot50", "torchvision:resnet50:V9", "timm:resnot50"):
         pytest.importorskip(source.split(":")[0])
-        with pytest.raises(UserError, match=f"{source}: not to be had"):
+        with pytest.raises(UserError, match=f"{source}: unavailable"):
             read_weights(source)
 
 
@@ -421,9 +420,10 @@ def test_damaged_files(tmp_path):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(UserError, match="damaged|not weights by name"):
             read_weights(str(tmp_path / "x"))
-    for path in (tmp_path, tmp_path / "absent.pkl"):
-        with pytest.raises(UserError, match="no such file of weights"):
-            read_weights(str(path))
+    with pytest.raises(UserError, match="no such file of weights"):
+        read_weights(str(tmp_path / "absent.pkl"))
+    with pytest.raises(UserError, match="a folder; give the file of weights in it"):
+        read_weights(str(tmp_path))
 
 
 def python2_pickle(arrays: dict[str, np.ndarray]) -> bytes:
@@ -458,7 +458,7 @@ def test_arrays_of_any_kind_and_protocol_come_back(tmp_path_factory, data, proto
     array = np.asfortranarray(array) if columns_first else array
     path = tmp_path_factory.mktemp("p") / "x.pkl"
     write(path, collections.OrderedDict(x=array, y=[1, 2.5, "s", None, (True, {})]), protocol)
-    content = weights_module._read_pickle(path)
+    content = load_pickle(path)
     got = content["x"].tensor.numpy()
     assert got.dtype == array.dtype.newbyteorder("=") and got.shape == array.shape
     np.testing.assert_array_equal(got, array)
