@@ -58,7 +58,7 @@ def _read(path: Path) -> Any:
     if start.startswith(b"PK") or torch.serialization.MAGIC_NUMBER.to_bytes(10, "little") in start[:32]:
         return load_torch(path)
     for magic, what in FOREIGN:
-        if start.startswith(magic):
+        if start.lstrip().startswith(magic):
             raise Refused(what)
     if start[TAR[0] :].startswith(TAR[1]):
         raise Refused("a tar archive; unpack it and give the file in it")

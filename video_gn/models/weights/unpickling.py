@@ -43,7 +43,7 @@ def load_torch(path: Path) -> Any:
         if (found := LOOKED_UP.search(str(error))) is not None:
             raise refusal(path, found[1]) from None
         if "Unsupported operand" in str(error):
-            raise Refused(f"its pickle is damaged, or of a protocol that torch does not read safely; {SAVE}") from None
+            raise refusal(path, "a pickle of another protocol than torch.save's own") from None
         raise ValueError(str(error).rpartition("error: ")[2]) from None
 
 
@@ -61,17 +61,16 @@ def load_pickle(path: Path) -> Any:
         raise refusal(path, str(error)) from None
 
 
-def refusal(path: Path, name: str) -> Refused:
-    """Say what a file holds that asks for `name`, which is not data."""
-    names = _globals_in(path)
-    if any(each.startswith("torch.nn.modules.") for each in names):
+def refusal(path: Path, found: str) -> Refused:
+    """Say what a file holds in which `found`, which is not data, was met."""
+    if any(name.startswith("torch.nn.modules.") for name in _globals_in(path)):
         return Refused(
             "holds a complete network as pickled objects (torch.save(model)), which only its own code can load; with "
             f"that code, save its weights: {SAVE}"
         )
-    if any(each.startswith(("torch._utils.", "torch.storage.")) for each in names) and not zipfile.is_zipfile(path):
-        return Refused(f"holds tensors written by pickle.dump ({name}), not by torch.save; save them by {SAVE}")
-    return Refused(f"holds more than arrays and plain values ({name}); save only its weights: {SAVE}")
+    if found.startswith(("torch._utils.", "torch.storage.")):
+        return Refused(f"holds tensors written by pickle.dump ({found}), not by torch.save; save its weights: {SAVE}")
+    return Refused(f"holds more than arrays and plain values ({found}); save only its weights: {SAVE}")
 
 
 def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
