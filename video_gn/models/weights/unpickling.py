@@ -31,14 +31,10 @@ def load_torch(path: Path) -> Any:
         Refused: it holds TorchScript, a network as objects, or other objects.
         Exception: of many kinds, for a damaged file.
     """
-    if zipfile.is_zipfile(path):  # else it is older than torch 1.6
-        with zipfile.ZipFile(path) as archive:
-            _check_kind(archive, path)
-            if (part := archive.testzip()) is not None:  # torch.load reads past a flipped bit
-                raise ValueError(f"wrong checksum in {part}")
+    _check_kind(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):  # options, best scores
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _load_checked(path)
     except pickle.UnpicklingError as error:  # torch's text recommends to load it unsafely
         if (found := LOOKED_UP.search(str(error))) is not None:
             raise refusal(path, found[1]) from None
@@ -73,27 +69,45 @@ def refusal(path: Path, found: str) -> Refused:
     return Refused(f"holds more than arrays and plain values ({found}); save only its weights: {SAVE}")
 
 
-def _check_kind(archive: zipfile.ZipFile, path: Path) -> None:
+def _load_checked(path: Path) -> Any:
+    if _is_zip(path):  # else it is older than torch 1.6
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:  # torch.load reads past a flipped bit
+                raise ValueError(f"wrong checksum in {part}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip archive, intact or not."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _check_kind(path: Path) -> None:
     """Raise Refused where a zip archive is not torch.save's."""
-    members = {name.partition("/")[2] for name in archive.namelist()}  # torch writes into one folder
+    if not _is_zip(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    members = {name.partition("/")[2] for name in names}  # torch writes into one folder
     if "constants.pkl" in members:
         raise Refused(
             "a TorchScript archive (torch.jit.save), a program; save its weights: "
             f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pt')"
         )
-    if "models/model.json" in members or "serialized_exported_program.json" in archive.namelist():
+    if "models/model.json" in members or "serialized_exported_program.json" in names:
         raise Refused(
             "a program of torch.export; save its weights: "
             f"torch.save(dict(torch.export.load('{path.name}').state_dict), 'weights.pt')"
         )
     if "data.pkl" not in members:
-        some = ", ".join(archive.namelist()[:3]) or "nothing"
+        some = ", ".join(names[:3]) or "nothing"
         raise Refused(f"a zip archive of other files ({some}), not one of torch.save; give a file of weights")
 
 
 def _globals_in(path: Path) -> set[str]:
     """Names that the pickles of a file would look up, by their opcodes; nothing is looked up or made."""
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         with path.open("rb") as file:
             return _globals_of(file)
     with zipfile.ZipFile(path) as archive:
