@@ -421,6 +421,14 @@ WRAPPED = {  # what people write, from (the network's weights, another network's
         "state_dict, model.",
         "loss",
     ),
+    "compiled and sharded parts": (
+        lambda state, _: {
+            re.sub(r"(layer\d\.)", r"\1_orig_mod.", re.sub(r"(\.\d\.)", r"\1_fsdp_wrapped_module.", key)): tensor
+            for key, tensor in before("net.", state).items()
+        },
+        "_fsdp_wrapped_module. within names, _orig_mod. within names, net.",
+        None,
+    ),
     "a module twice": (
         lambda state, _: before("backbone.", without_head(state)) | before("model.0.", without_head(state)),
         "backbone.",

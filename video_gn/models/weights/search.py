@@ -26,6 +26,9 @@ DEEPEST = 5
 COPIES = {"ema", "swa", "avg", "averaged", "teacher", "target", "momentum", "k", "key"}
 """Words in the names of networks that follow the trained one (running averages, MoCo's keys)."""
 
+AROUND_PARTS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
+"""Modules that torch puts around parts of a network, so that they are in the middle of its keys."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -64,13 +67,18 @@ class Network:
 
 def find_networks(content: Mapping[Any, Any]) -> list[Network]:
     """Return every network of a known format in a file's content, the ones in fewer wrappers first."""
-    found = [
-        Network(form, containers, prefix, state)
-        for containers, state in state_dicts(content)
-        for form in FORMATS
-        for prefix in _prefixes(state, form)
-    ]
+    found: list[Network] = []
+    for containers, state in state_dicts(content):
+        here = _networks_in(state, containers)
+        if not here and (wrappers := sorted({name for key in state for name in AROUND_PARTS.findall(key)})):
+            bare = {AROUND_PARTS.sub("", key): tensor for key, tensor in state.items()}
+            here = _networks_in(bare, (*containers, *(f"{name}. within names" for name in wrappers)))
+        found += here
     return sorted(found, key=lambda network: len(network.containers) + network.prefix.count("."))
+
+
+def _networks_in(state: dict[str, Tensor], containers: tuple[str, ...]) -> list[Network]:
+    return [Network(form, containers, prefix, state) for form in FORMATS for prefix in _prefixes(state, form)]
 
 
 def choose(networks: list[Network], source: str) -> Network:
