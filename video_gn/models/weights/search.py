@@ -31,7 +31,7 @@ AROUND_PARTS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint
 
 
 @dataclass(frozen=True)
-class Network:
+class Candidate:
     """A network of a known format in a file."""
 
     form: Format
@@ -65,9 +65,9 @@ class Network:
         return [f"{name} ({count})" if count > 1 else name for name, count in parts.items()]
 
 
-def find_networks(content: Mapping[Any, Any]) -> list[Network]:
+def find_networks(content: Mapping[Any, Any]) -> list[Candidate]:
     """Return every network of a known format in a file's content, the ones in fewer wrappers first."""
-    found: list[Network] = []
+    found: list[Candidate] = []
     for containers, state in state_dicts(content):
         here = _networks_in(state, containers)
         if not here and (wrappers := sorted({name for key in state for name in AROUND_PARTS.findall(key)})):
@@ -77,11 +77,11 @@ def find_networks(content: Mapping[Any, Any]) -> list[Network]:
     return sorted(found, key=lambda network: len(network.containers) + network.prefix.count("."))
 
 
-def _networks_in(state: dict[str, Tensor], containers: tuple[str, ...]) -> list[Network]:
-    return [Network(form, containers, prefix, state) for form in FORMATS for prefix in _prefixes(state, form)]
+def _networks_in(state: dict[str, Tensor], containers: tuple[str, ...]) -> list[Candidate]:
+    return [Candidate(form, containers, prefix, state) for form in FORMATS for prefix in _prefixes(state, form)]
 
 
-def choose(networks: list[Network], source: str) -> Network:
+def choose(networks: list[Candidate], source: str) -> Candidate:
     """Return the one network of a file: not its running average, which is taken only where it is the only one.
 
     Raises:
@@ -132,7 +132,7 @@ def _prefixes(state: Mapping[str, Tensor], form: Format) -> list[str]:
     ]
 
 
-def _are_equal(one: Network, other: Network) -> bool:
+def _are_equal(one: Candidate, other: Candidate) -> bool:
     """Whether two networks are one under two names, as where a module holds another twice."""
     a, b = (rename(network.state, network.form, network.prefix) for network in (one, other))
     return all(key in b and torch.equal(a[key], b[key]) for key in a if not key.startswith("head."))

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ def load_torch(path: Path) -> Any:
     """
     _check_kind(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):  # options, best scores
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle protocols, which are refused below
             return _load_checked(path)
     except pickle.UnpicklingError as error:  # torch's text recommends to load it unsafely
         if (found := LOOKED_UP.search(str(error))) is not None:
