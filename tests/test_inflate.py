@@ -182,6 +182,17 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(case):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+def test_all_other_shapes_are_named_and_the_setting_that_leaves_keys_out():
+    state = thin("gn", 2).state_dict()
+    wrong = [key for key in state if key.startswith(("res3.0.conv", "res4.0.norm"))]
+    state |= {key: torch.zeros(3) for key in wrong}
+    with pytest.raises(UserError) as caught:
+        initialize(thin("gn", 3), state)
+    assert f"other shapes: {len(wrong)} (" in str(caught.value) and len(wrong) == 9
+    assert all(f"{key} [3] into " in str(caught.value) for key in wrong)
+    assert "model.init_drop" in str(caught.value)
+
+
 def test_a_pattern_leaves_a_part_of_the_network_new():
     state = {key: tensor for key, tensor in thin("gn", 2).state_dict().items() if not key.startswith("res5")}
     report = initialize(thin("gn", 3), state, drop=("res5.*",))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
+import gzip
+import importlib.util
 import io
+import math
 import os
 import pickle
 import re
 import struct
 import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +30,13 @@ from torch import Tensor, nn
 
 from tests.test_inflate import NORMS, speak
 from tests.test_train import tool
+from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
-from video_gn.models import weights as weights_module
 from video_gn.models.inflate import initialize
 from video_gn.models.resnet import BLOCKS, ResNet
-from video_gn.models.weights import TORCHVISION, convert, read_weights, rename
+from video_gn.models.weights import convert, read_weights
+from video_gn.models.weights.formats import SEQUENTIAL, TORCHVISION, rename
+from video_gn.models.weights.unpickling import load_pickle
 
 DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS, of 255
 
@@ -64,6 +73,33 @@ def slowfast_name(key: str) -> str:
     key = re.sub(r"^res(\d)\.(\d+)\.", r"s\1.pathway0_res\2.", key)
     key = key.replace("shortcut.conv", "branch1").replace("shortcut.norm", "branch1_bn")
     return re.sub(r"norm_([abc])", r"branch2.\1_bn", re.sub(r"conv_([abc])", r"branch2.\1", key))
+
+
+def torchvision_name(key: str) -> str:
+    key = key.replace("stem.conv", "conv1").replace("stem.norm", "bn1").replace("head.fc", "fc")
+    key = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", key)
+    key = key.replace("shortcut.conv", "downsample.0").replace("shortcut.norm", "downsample.1")
+    place = {"a": 1, "b": 2, "c": 3}
+    key = re.sub("conv_([abc])", lambda match: f"conv{place[match[1]]}", key)
+    return re.sub("norm_([abc])", lambda match: f"bn{place[match[1]]}", key)
+
+
+def transformers_name(key: str) -> str:
+    """A key of Hugging Face's ResNetForImageClassification."""
+    if key.startswith("head."):
+        return key.replace("head.fc", "classifier.1")
+    key = re.sub(r"^res(\d)\.(\d+)", lambda match: f"encoder.stages.{int(match[1]) - 2}.layers.{match[2]}", key)
+    key = key.replace("stem.", "embedder.embedder.")
+    key = re.sub("(conv|norm)_([abc])", lambda match: f"layer.{'abc'.index(match[2])}.{match[1]}", key)
+    return "resnet." + key.replace(".conv.", ".convolution.").replace(".norm.", ".normalization.")
+
+
+def mmaction_name(key: str) -> str:
+    """A key of mmaction2's recognizers, whose convolutions and norms are in pairs."""
+    if key.startswith("head."):
+        return key.replace("head.fc", "cls_head.fc_cls")
+    key = re.sub(r"(conv|bn)(\d)\.", lambda match: f"conv{match[2]}.{match[1]}.", torchvision_name(key))
+    return "backbone." + key.replace("downsample.0", "downsample.conv").replace("downsample.1", "downsample.bn")
 
 
 def numpy_blobs(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -331,9 +367,7 @@ def test_a_library_that_is_absent_or_offline(library, function, monkeypatch):
         raise OSError("<urlopen error [Errno 111] Connection refused>\nmore")
 
     monkeypatch.setattr(module, function, offline)
-    with pytest.raises(
-        UserError, match=rf"{source}: not to be had \(<urlopen error .*; check the name and the network"
-    ):
+    with pytest.raises(UserError, match=rf"{source}: unavailable \(<urlopen error .*; check the name and the network"):
         read_weights(source)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match="pip install"):
@@ -343,8 +377,226 @@ def test_a_library_that_is_absent_or_offline(library, function, monkeypatch):
 def test_unknown_names_of_torchvision_and_timm():
     for source in ("torchvision:resnot50", "torchvision:resnet50:V9", "timm:resnot50"):
         pytest.importorskip(source.split(":")[0])
-        with pytest.raises(UserError, match=f"{source}: not to be had"):
+        with pytest.raises(UserError, match=f"{source}: unavailable"):
             read_weights(source)
+
+
+# --- wrappers ---
+
+
+def before(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+
+
+def moco(state: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, object]:
+    head = {f"fc.{layer}.{kind}": torch.zeros(3, 3) for layer in (0, 2) for kind in ("weight", "bias")}
+    query, key = without_head(state) | head, without_head(other) | head
+    queue = {"module.queue": torch.zeros(4, 9), "module.queue_ptr": torch.zeros(1)}
+    return {"state_dict": before("module.encoder_q.", query) | before("module.encoder_k.", key) | queue}
+
+
+WRAPPED = {  # what people write, from (the network's weights, another network's) -> content; where it is; what is left
+    "epochs": (lambda state, _: {"epoch": 3, "model_state_dict": state, "loss": 0.5}, "model_state_dict", None),
+    "compiled": (lambda state, _: before("_orig_mod.", state), "_orig_mod.", None),
+    "compiled DDP": (lambda state, _: before("_orig_mod.module.", state), "_orig_mod.module.", None),
+    "DDP, compiled": (lambda state, _: before("module._orig_mod.", state), "module._orig_mod.", None),
+    "wrapped DDP": (lambda state, _: {"model": before("model.module.", state)}, "model, model.module.", None),
+    "net": (lambda state, _: {"net": state, "acc": 93.0}, "net", None),
+    "net.": (lambda state, _: before("net.", state), "net.", None),
+    "backbone.": (lambda state, _: before("backbone.", state), "backbone.", None),
+    "encoder_q.": (lambda state, _: before("encoder_q.", state), "encoder_q.", None),
+    "DeepSpeed": (lambda state, _: {"module": before("model.", state)}, "module, model.", None),
+    "a name of one's own": (lambda state, _: {"run": {"mine": before("a.b.c.", state)}}, "run, mine, a.b.c.", None),
+    "MoCo v2": (
+        moco,
+        "state_dict, module.encoder_q.",
+        "module.encoder_q.fc (4), module.encoder_k (322), module.queue, module.queue_ptr",
+    ),
+    "Lightning": (
+        lambda state, _: {"state_dict": before("model.", state) | {"loss.weight": torch.ones(7)}, "callbacks": {}},
+        "state_dict, model.",
+        "loss",
+    ),
+    "compiled and sharded parts": (
+        lambda state, _: {
+            re.sub(r"(layer\d\.)", r"\1_orig_mod.", re.sub(r"(\.\d\.)", r"\1_fsdp_wrapped_module.", key)): tensor
+            for key, tensor in before("net.", state).items()
+        },
+        "_fsdp_wrapped_module. within names, _orig_mod. within names, net.",
+        None,
+    ),
+    "a module twice": (
+        lambda state, _: before("backbone.", without_head(state)) | before("model.0.", without_head(state)),
+        "backbone.",
+        "model (318)",
+    ),
+    "its average": (
+        lambda state, other: {"state_dict": state, "ema_state_dict": other},
+        "state_dict",
+        "ema_state_dict",
+    ),
+    "timm's average": (
+        lambda state, other: {"state_dict_ema": other, "state_dict": state},
+        "state_dict",
+        "state_dict_ema",
+    ),
+    "only an average": (
+        lambda state, _: {"model_ema": {"n_averaged": torch.tensor(3)} | before("module.", state)},
+        "model_ema, module.",
+        "n_averaged",
+    ),
+    "DINO": (
+        lambda state, other: {"teacher": before("backbone.", other), "student": before("module.backbone.", state)},
+        "student, module.backbone.",
+        "teacher, backbone.",
+    ),
+    "optimizer": (
+        lambda state, _: {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}, "params": state},
+        "params",
+        None,
+    ),
+    "a head of two layers": (
+        lambda state, _: without_head(state) | {"fc.1.weight": torch.zeros(5, 256), "fc.1.bias": torch.zeros(5)},
+        None,
+        "fc (2)",
+    ),
+    "a head beside": (
+        lambda state, _: before("encoder.", without_head(state)) | {"head.weight": state["fc.weight"]},
+        "encoder.",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_network_is_found_in_any_wrapper(kind):
+    wrap, place, left_out = WRAPPED[kind]
+    state = thin("bn", 2).state_dict()
+    theirs, other = ({torchvision_name(k): t for k, t in s.items()} for s in (state, thin("bn", 2).state_dict()))
+    content = wrap(theirs, other)
+    weights, said = convert(content, "x")
+    parts = said.split("; ")
+    assert [part for part in parts if "unwrapped" in part] == ([f"unwrapped from {place}"] if place else [])
+    assert [part for part in parts if "left out" in part] == ([f"left out: {left_out}"] if left_out else [])
+    has_head = kind not in ("MoCo v2", "a module twice", "a head of two layers")
+    assert ("head.fc.weight" in weights) == has_head
+    for key, tensor in weights.items():
+        if not key.startswith("stem."):
+            assert torch.equal(tensor, state[key]), key
+    assert len(weights) == len(state) - 2 * (not has_head) - (kind == "a head beside")
+    initialize(thin("bn", 3), weights)
+
+
+def test_our_own_names_behind_a_prefix():
+    state = thin("gn", 3).state_dict()
+    weights, said = convert({"state_dict": before("net.module.", state)}, "x")
+    assert_same(weights, state)
+    assert (
+        said == f"{len(state)} tensors in video_gn's names, taken as they are; unwrapped from state_dict, net.module."
+    )
+
+
+def test_the_children_of_a_network_by_number():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet50()
+        numbered = nn.Sequential(*list(theirs.children())[:-1]).state_dict()
+    renamed = rename(before("encoder.", numbered), SEQUENTIAL, "encoder.")
+    expected = rename(without_head(theirs.state_dict()), TORCHVISION)
+    assert {key: t.shape for key, t in renamed.items()} == {key: t.shape for key, t in expected.items()}
+
+
+def test_of_several_networks_none_is_taken():
+    one, other = ({torchvision_name(k): t for k, t in thin("bn", 2).state_dict().items()} for _ in range(2))
+    with pytest.raises(UserError, match=r"x: holds several networks \(rgb and flow, module.\); save the one to take"):
+        convert({"flow": before("module.", other), "rgb": one}, "x")
+
+
+def test_a_file_of_others_with_a_config_and_a_step():
+    """They are what a checkpoint of this package has, too."""
+    state = thin("bn", 2).state_dict()
+    content = {"model": {torchvision_name(k): t for k, t in state.items()}, "config": {}, "step": 3}
+    torch.save(content, buffer := io.BytesIO())
+    assert_read(buffer.getvalue(), state, "torchvision's names")
+
+
+def assert_read(content: bytes, state: dict[str, Tensor], word: str) -> None:
+    """Every weight behind the stem comes back from a file."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(content)
+        weights, said = read_weights(file.name)
+    assert word in said and weights.keys() == state.keys()
+    for key in state:
+        assert key.startswith("stem.") or torch.equal(weights[key], state[key]), key
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_values_beside_the_weights(zipped):
+    """Options of argparse and scores of NumPy, which torch does not read by itself; arrays as weights."""
+    state = thin("bn", 2).state_dict()
+    arrays = {torchvision_name(key): tensor.numpy() for key, tensor in state.items()}
+    content = {"state_dict": arrays, "args": argparse.Namespace(lr=0.1), "best": np.float64(71.5), "n": np.int32(3)}
+    torch.save(content, buffer := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+    assert_read(buffer.getvalue(), state, "unwrapped from state_dict")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_mmaction_file(dims):
+    state = thin("bn", dims).state_dict()
+    theirs = {mmaction_name(key): tensor for key, tensor in state.items()}
+    assert {  # of the published i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e_kinetics400-rgb
+        "backbone.conv1.conv.weight",
+        "backbone.conv1.bn.running_var",
+        "backbone.layer1.0.downsample.conv.weight",
+        "backbone.layer4.2.conv3.bn.num_batches_tracked",
+        "cls_head.fc_cls.bias",
+    } <= theirs.keys()
+    torch.save({"meta": {"epoch": 100}, "state_dict": theirs}, buffer := io.BytesIO())
+    assert_read(buffer.getvalue(), state, "mmaction2's names; unwrapped from state_dict, backbone.; conv1 scaled")
+
+
+# --- safetensors ---
+
+
+@pytest.mark.parametrize("names", [torchvision_name, transformers_name])
+def test_safetensors(names):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = thin("bn", 2).state_dict()
+    theirs = {names(key): tensor for key, tensor in state.items()}
+    assert (
+        names is torchvision_name
+        or {  # of microsoft/resnet-50
+            "resnet.embedder.embedder.convolution.weight",
+            "resnet.embedder.embedder.normalization.running_mean",
+            "resnet.encoder.stages.0.layers.0.shortcut.convolution.weight",
+            "resnet.encoder.stages.3.layers.2.layer.1.normalization.num_batches_tracked",
+            "classifier.1.weight",
+        }
+        <= theirs.keys()
+    )
+    assert_read(
+        safetensors.save(theirs, {"format": "pt"}), state, "torchvision's" if names is torchvision_name else "Hugging"
+    )
+
+
+def test_damaged_safetensors_and_a_missing_library(tmp_path, monkeypatch):
+    """Eight bytes of length, JSON, numbers: by hand, so that no library is needed."""
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(8)
+    path = tmp_path / "model.safetensors"
+    if importlib.util.find_spec("safetensors") is not None:
+        for content in (whole[:-1], whole[:30], whole[:9], whole + b"x"):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="model.safetensors: damaged"):
+                read_weights(str(path))
+    path.write_bytes(whole)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match="model.safetensors: a safetensors file, .*; pip install safetensors"):
+        read_weights(str(path))
 
 
 # --- what is not weights ---
@@ -369,6 +621,86 @@ def test_weights_of_a_gray_scale_network(torchvision_net):
     state["conv1.weight"] = state["conv1.weight"][:, :1]
     with pytest.raises(UserError, match="1 channels, not RGB"):
         convert(state, "x")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    state = {torchvision_name(key): tensor for key, tensor in thin("bn", 2).state_dict().items()}
+    state["layer1.0.conv1.weight"][0, 0] = math.nan
+    state["bn1.running_var"][3] = -math.inf
+    with pytest.raises(UserError, match=r"x: NaN or infinity in 2 of 320 .*\(bn1.running_var, layer1.0.conv1.weight\)"):
+        convert({"model": state}, "x")
+    model = thin("gn", 3).state_dict()
+    model["res2.0.norm_a.bias"][0] = math.inf
+    torch.save({"model": model, "step": 3, "config": {}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last.pt: NaN or infinity in 1 of 161 tensors \(res2.0.norm_a.bias\)"):
+        read_weights(str(tmp_path / "last.pt"))
+
+
+def network_files(path: Path) -> dict[str, tuple[Callable[[], object], str]]:
+    """Ways to save a complete network -> what the refusal says."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    network = "holds a complete network as pickled objects"
+    return {
+        "torch.save": (lambda: torch.save(model, path), network),
+        "in a dict": (lambda: torch.save({"model": model, "config": {}, "step": 1}, path), network),
+        "old format": (lambda: torch.save(model, path, _use_new_zipfile_serialization=False), network),
+        "other protocol": (lambda: torch.save(model, path, pickle_protocol=4), network),
+        "DataParallel": (lambda: torch.save(nn.DataParallel(model), path), network),
+        "pickle.dump": (lambda: path.write_bytes(pickle.dumps(model)), network),
+        "weights by pickle.dump": (
+            lambda: path.write_bytes(pickle.dumps(model.state_dict())),
+            "written by pickle.dump",
+        ),
+        "TorchScript": (lambda: torch.jit.save(torch.jit.script(model), path), "a TorchScript archive"),
+        "trace": (lambda: torch.jit.save(torch.jit.trace(model, torch.zeros(1, 2)), path), "a TorchScript archive"),
+        "torch.export": (
+            lambda: torch.export.save(torch.export.export(model, (torch.zeros(1, 2),)), path),
+            "a program of torch.export",
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", network_files(Path()))
+def test_a_complete_network_is_called_what_it_is(tmp_path, kind):
+    """With the remedy, and without torch's colors and its advice to load the file unsafely."""
+    path = tmp_path / "model.pt2"
+    save, words = network_files(path)[kind]
+    save()
+    for read in (read_weights, ckpt.load) if "pickle.dump" not in kind else (read_weights,):
+        with pytest.raises(UserError, match=f"model.pt2: .*{words}.*save its weights: torch.save") as caught:
+            read(path if read is ckpt.load else str(path))
+        message = str(caught.value)
+        assert message.isprintable() and "weights_only" not in message and "trust" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+        (b"\x08\x07\x12\x07pytorch", "a protocol buffer, as of ONNX"),
+        (gzip.compress(b"x"), "compressed by gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS.*git lfs pull"),
+        (b'{"metadata": {}, "weight_map": {}}', "JSON, such as the index"),
+        (b"\n <!DOCTYPE html><html>", "a web page"),
+    ],
+)
+def test_other_files_are_called_what_they_are(tmp_path, content, words):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"model.pth: {words}"):
+        read_weights(str(path))
+
+
+def test_archives_are_called_what_they_are(tmp_path):
+    path = tmp_path / "model.pth.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "x.py")
+    with pytest.raises(UserError, match="a tar archive; unpack it"):
+        read_weights(str(path))
+    np.savez(path.with_suffix(".npz"), a=np.zeros(3))
+    with pytest.raises(UserError, match=r"a zip archive of other files \(a.npy\)"):
+        read_weights(str(path.with_suffix(".npz")))
 
 
 class Bomb:
@@ -421,9 +753,10 @@ def test_damaged_files(tmp_path):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(UserError, match="damaged|not weights by name"):
             read_weights(str(tmp_path / "x"))
-    for path in (tmp_path, tmp_path / "absent.pkl"):
-        with pytest.raises(UserError, match="no such file of weights"):
-            read_weights(str(path))
+    with pytest.raises(UserError, match="no such file of weights"):
+        read_weights(str(tmp_path / "absent.pkl"))
+    with pytest.raises(UserError, match="a folder; give the file of weights in it"):
+        read_weights(str(tmp_path))
 
 
 def python2_pickle(arrays: dict[str, np.ndarray]) -> bytes:
@@ -458,7 +791,7 @@ def test_arrays_of_any_kind_and_protocol_come_back(tmp_path_factory, data, proto
     array = np.asfortranarray(array) if columns_first else array
     path = tmp_path_factory.mktemp("p") / "x.pkl"
     write(path, collections.OrderedDict(x=array, y=[1, 2.5, "s", None, (True, {})]), protocol)
-    content = weights_module._read_pickle(path)
+    content = load_pickle(path)
     got = content["x"].tensor.numpy()
     assert got.dtype == array.dtype.newbyteorder("=") and got.shape == array.shape
     np.testing.assert_array_equal(got, array)

@@ -15,7 +15,9 @@ from video_gn.errors import UserError
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("source", help="a .pkl, .pt or .pth file, torchvision:NAME[:WEIGHTS] or timm:NAME")
+    parser.add_argument(
+        "source", help="a .pt, .pth, .safetensors or .pkl file, torchvision:NAME[:WEIGHTS] or timm:NAME"
+    )
     parser.add_argument("out", type=Path, help="file to write, .pt")
     parser.add_argument("--force", action="store_true", help="overwrite it")
     args = parser.parse_args()

@@ -27,9 +27,10 @@ from video_gn.config import Config, parse_config
 from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import class_names
+from video_gn.engine.network import load_network
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
-from video_gn.models import Network, build_model
+from video_gn.models import Network
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit where that is above 1."""
@@ -77,9 +78,8 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     state = ckpt.load(path)
     config = parse_config(state["config"], source=str(path))
     fixed = _fixed_frames(config, frames)
-    model = build_model(config.model, config.dims)
-    ckpt.load_model(model, state, str(path))
-    model.eval().requires_grad_(False)
+    model = load_network(state, config, source=str(path))
+    model.to(memory_format=torch.contiguous_format)
     facts = metadata(config, class_names(config, state), path.name, state["step"], fixed)
 
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")

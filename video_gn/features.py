@@ -33,10 +33,10 @@ from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names, decoder, memory_format, quarantine, read_records, test_dataset
+from video_gn.engine.datasets import class_names, decoder, quarantine, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
+from video_gn.engine.network import load_network
 from video_gn.errors import UserError
-from video_gn.models import build_model
 from video_gn.models.resnet import ResNet
 
 Per = Literal["clip", "video"]
@@ -301,11 +301,9 @@ class _Extraction:
 def _network(path: Path, state: ckpt.Checkpoint, config: Config, stage: str, ranks: World) -> ResNet:
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is not known; choose one of {', '.join(STAGES)}")
-    model = build_model(config.model, config.dims)
+    model = load_network(state, config, ranks.device, source=str(path))
     if not isinstance(model, ResNet):
         raise UserError(f"{path}: features are of a ResNet's stages, and this is a {config.model.arch}; use another")
-    ckpt.load_model(model, state, str(path))
-    model.to(ranks.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
     return model
 
 

@@ -28,11 +28,12 @@ from video_gn.data.decode import VideoReader, check_decoder, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.sampling import uniform_starts
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names, clip_spec, memory_format
+from video_gn.engine.datasets import class_names, clip_spec
 from video_gn.engine.distributed import autocast, autocast_dtype
+from video_gn.engine.network import load_network
 from video_gn.engine.test import score_video
 from video_gn.errors import UserError
-from video_gn.models import Network, build_model
+from video_gn.models import Network
 from video_gn.models.resnet import ResNet
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
@@ -108,7 +109,7 @@ class Classifier:
     """
 
     def __init__(self, model: Network, config: Config, names: Sequence[str], device: torch.device) -> None:
-        self.model: Network = model.to(device, memory_format=memory_format(config)).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.model = model
         self.config = config
         self.names = list(names)
         self.device = device
@@ -229,9 +230,9 @@ def load(
     state = ckpt.load(path)
     config = parse_config(state["config"], overrides, source=str(path))
     check_decoder(config.data.decoder)
-    model = build_model(config.model, config.dims)
-    ckpt.load_model(model, state, str(path))
-    return Classifier(model, config, class_names(config, state), _device(device))
+    place = _device(device)
+    model = load_network(state, config, place, source=str(path))
+    return Classifier(model, config, class_names(config, state), place)
 
 
 def gradcam(model: ResNet, clips: Tensor, label: int, layer: str = "res5") -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from video_gn.errors import UserError
+from video_gn.models.weights.unpickling import Refused, load_torch
 
 Checkpoint = dict[str, Any]
 """model, optimizer, step, best_error, config (nested dict of the resolved config), class_names (by label), lists (see
@@ -57,10 +57,9 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in runs/NAME/checkpoints/")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load reads past a flipped bit
-            if (part := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum in {part}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_torch(path)
+    except Refused as refused:
+        raise UserError(f"{path}: not a checkpoint of video_gn: {refused}") from None
     except Exception as error:  # many kinds, for a damaged or foreign file
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise UserError(f"{path}: damaged or not a checkpoint ({reason:.120}); use another one of the run") from None

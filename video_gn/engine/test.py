@@ -25,11 +25,12 @@ from video_gn.data.lists import Record
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.board import show_test
-from video_gn.engine.datasets import class_names, memory_format, read_records, test_dataset
+from video_gn.engine.datasets import class_names, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
+from video_gn.engine.network import load_network
 from video_gn.errors import UserError
-from video_gn.models import Network, build_model
+from video_gn.models import Network
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) 
 
 def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> TestResult | None:
     check_decoder(config.data.decoder)
-    model = build_model(config.model, config.dims)
-    ckpt.load_model(model, state, str(path))
-    model.to(world.device, memory_format=memory_format(config)).eval()  # type: ignore[call-overload]
+    model = load_network(state, config, world.device, source=str(path))
     share_cores(world.device, config.data.workers)
     names = class_names(config, state)
     records = read_records(config, config.data.test_list, world, names)

@@ -42,7 +42,7 @@ class Report:
             ("new", self.new, len(self.new)),
             ("dropped", self.dropped, len(self.dropped)),
         )
-        return "\n".join(f"{name:8} {len(keys):4}  {_named(keys, most)}".rstrip() for name, keys, most in rows)
+        return "\n".join(f"{name:8} {len(keys):4}  {named(keys, most)}".rstrip() for name, keys, most in rows)
 
 
 def initialize(model: nn.Module, state: Mapping[str, Tensor], *, drop: Sequence[str] = ()) -> Report:
@@ -97,15 +97,15 @@ def _refuse(misplaced: list[str], empty: list[str], misshapen: list[str]) -> Non
     """Raise UserError unless the three lists are empty."""
     problems = []
     if misplaced:
-        problems.append(f"keys of the weights that fit nowhere: {len(misplaced)} ({_named(misplaced, 3)})")
+        problems.append(f"keys of the weights that fit nowhere: {len(misplaced)} ({named(misplaced, 3)})")
     if empty:
-        problems.append(f"keys of the network that get nothing: {len(empty)} ({_named(empty, 3)})")
+        problems.append(f"keys of the network that get nothing: {len(empty)} ({named(empty, 3)})")
     if misshapen:
-        problems.append(f"other shapes: {len(misshapen)} ({_named(misshapen, 3)})")
+        problems.append(f"other shapes: {len(misshapen)} ({', '.join(misshapen)})")
     if problems:
         raise UserError(
-            f"{'; '.join(problems)}; build the network that the weights are of (model section), or name what may be "
-            "left in drop, such as '*.running_*'"
+            f"{'; '.join(problems)}; build the network that the weights are of (model section), or leave keys out by "
+            """patterns in model.init_drop, such as model.init_drop='["*.running_*"]'"""
         )
 
 
@@ -113,6 +113,7 @@ def _matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _named(keys: Sequence[str], most: int) -> str:
+def named(keys: Sequence[str], most: int) -> str:
+    """Return at most `most` names, and how many more there are."""
     rest = len(keys) - most
     return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")

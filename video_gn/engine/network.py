@@ -1,0 +1,30 @@
+"""A trained network from a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from video_gn.config import Config
+from video_gn.engine import checkpoint as ckpt
+from video_gn.engine.datasets import memory_format
+from video_gn.models import Network, build_model
+
+
+def load_network(
+    checkpoint: ckpt.Checkpoint, config: Config, device: str | torch.device = "cpu", *, source: str
+) -> Network:
+    """Build a checkpoint's network for use: in evaluation mode, its parameters requiring no gradient.
+
+    Args:
+        checkpoint: as `video_gn.engine.checkpoint.load` returns it.
+        config: the checkpoint's own, or that with changes outside the model section.
+        device: where the network is put, in the config's memory format.
+        source: the checkpoint's path, for errors.
+
+    Raises:
+        UserError: the weights are those of another network than the config describes.
+    """
+    model = build_model(config.model, config.dims)
+    ckpt.load_model(model, checkpoint, source)
+    model.to(device, memory_format=memory_format(config))  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
