@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from video_gn.norm import NormFactory, normalize
-from video_gn.norm.roles import StartingBuffers
+from video_gn.norm.roles import StartingBuffers, recomputes_compiled
 
 Size = tuple[int, int, int]
 
@@ -207,11 +207,15 @@ class ResNet(nn.Module):
 
 
 def _run_again_later(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), of which x alone is kept for the backward pass (activation checkpointing). No block is random."""
-    if torch.compiler.is_compiling():  # the compiled pass that is run again has no side effects
+    """Return block(x), keeping only x for the backward pass (activation checkpointing). No block is random."""
+    if torch.compiler.is_compiling() and recomputes_compiled(block):
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    return _checkpoint_eagerly(block, x)
 
-    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # made before the first of the two passes
+
+@torch.compiler.disable
+def _checkpoint_eagerly(block: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # called before the first of the two passes
         return nullcontext(), StartingBuffers(block)
 
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)

@@ -38,6 +38,14 @@ def _is_precise(norm: nn.Module) -> bool:
     return getattr(norm, "precise_statistics", isinstance(norm, _BatchNorm))
 
 
+def recomputes_compiled(block: nn.Module) -> bool:
+    """Return whether torch.compile may run the block's forward pass twice, as activation checkpointing does.
+
+    It leaves out the second update of PyTorch's Batch Norm, which is within one operator, and repeats any other.
+    """
+    return all(isinstance(m, _BatchNorm) for m in block.modules() if any(True for _ in m.buffers(recurse=False)))
+
+
 class StartingBuffers:
     """While open, the block's buffers are copies of those at construction; on leaving it has its own again.
 
