@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.test_distributed import run_ranks
 from video_gn.engine.distributed import World
-from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
+from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
 
 no_autocast = contextlib.nullcontext
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from video_gn.errors import UserError
+from video_gn.norm import NORMS, NormOptions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -49,24 +50,31 @@ class ModelConfig(Section):
     """`i3d`: inflated kernels (conv1 5x7x7, every other 1x1x1 becomes 3x1x1). `c2d`: all temporal kernels are 1."""
     stem: Literal["dense", "sparse", "slowfast"] = "dense"
     """`dense`: temporal stride 4 before res2 (32, 64 frames). `sparse`: 1 (8 frames). `slowfast`: as its zoo."""
-    norm: Literal["gn", "bn", "sync_bn", "frozen_bn", "brn", "ln", "in", "none"] = "gn"
+    norm: Annotated[str, Field(json_schema_extra={"enum": [*NORMS]})] = "gn"
     """docs/norms.md says what each is. `frozen_bn` needs `init_from`."""
-    groups: Positive = 32
+    groups: Positive = NormOptions.groups
     """GN: the number of groups G."""
-    channels_per_group: Positive | None = None
-    """GN: channels of one group, in place of `groups`."""
-    brn_r_max: Annotated[float, Field(ge=1)] = 1.5
-    brn_d_max: NonNegative = 0.5
-    brn_warmup: Annotated[int, Field(ge=0)] = 5000
-    """Batch Renorm: training forwards as plain Batch Norm."""
-    brn_ramp: Annotated[int, Field(ge=0)] = 20000
-    """Batch Renorm: training forwards over which its bounds open after that."""
+    channels_per_group: Positive | None = NormOptions.channels_per_group
+    """GN: channels of one group, instead of `groups`."""
+    brn_r_max: Annotated[float, Field(ge=1)] = NormOptions.brn_r_max
+    brn_d_max: NonNegative = NormOptions.brn_d_max
+    brn_warmup: Annotated[int, Field(ge=0)] = NormOptions.brn_warmup
+    """Batch Renorm: training forward passes as plain Batch Norm."""
+    brn_ramp: Annotated[int, Field(ge=0)] = NormOptions.brn_ramp
+    """Batch Renorm: training forward passes over which its bounds open after that."""
     init_from: str | None = None
     """Weights to begin with: a file, or a name such as torchvision:resnet50 (docs/weights.md); 2D ones are inflated."""
     init_drop: tuple[str, ...] = ()
     """Patterns of keys of `init_from` to leave out, such as "*.running_*"."""
     num_classes: Positive = 400
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @field_validator("norm")
+    @classmethod
+    def _norm_is_known(cls, name: str) -> str:
+        if name not in NORMS:  # not a Literal: the table may grow after this module was imported
+            raise ValueError(f"{name!r:.60} is not known; choose one of {', '.join(NORMS)}")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

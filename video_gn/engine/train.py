@@ -40,7 +40,7 @@ from video_gn.engine.distributed import World, autocast, autocast_dtype, share_c
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
-from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
+from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
 from video_gn.engine.preempt import Stop, stop_signals
 from video_gn.engine.profile import trace
 from video_gn.engine.runfolder import open_run
@@ -53,6 +53,7 @@ from video_gn.models.inflate import initialize
 from video_gn.models.info import describe, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
+from video_gn.norm.roles import precise_norms
 
 
 def train(config: Config, world: World) -> None:
@@ -398,13 +399,14 @@ class Trainer:
         say(f"val error, median of the last {len(errors)} evaluations: {median:.2f} %")
 
     def _prepare_norms(self) -> None:
-        """Statistics of Batch Norm for evaluation and checkpoints: precise ones, and the same on all ranks."""
+        """Give norms their statistics for evaluation and checkpoints: the same on all ranks, Batch Norm precise ones."""
         number = min(self.config.train.precise_bn_batches, self.plan.steps_per_epoch * self.plan.passes)
-        if number and batch_norms(self.model):
+        average_running_statistics(self.model, self.world)
+        if number and precise_norms(self.model):
             steps = math.ceil(number / self.plan.passes)
             batches = self._train_batches(self.step_done, self.step_done + steps)
-            update_precise_bn(self.model, self._readable(batches), number, self.autocast, quiet=self._quiet)
-        average_running_statistics(self.model, self.world)
+            clips = self._readable(batches)
+            update_precise_bn(self.model, clips, number, self.autocast, self._quiet, self.world)
 
     def _stop(self, writers: Writers | None) -> NoReturn:
         self._save(writers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from video_gn.models.resnet import BLOCKS, ResNet
 from video_gn.models.vgg import VGG
-from video_gn.norm import norm_factory
+from video_gn.norm import NormOptions, norm_factory
 
 if TYPE_CHECKING:  # networks need no pydantic
     from video_gn.config import ModelConfig
@@ -16,15 +16,7 @@ Network = ResNet | VGG
 
 def build_model(config: ModelConfig, dims: int = 3) -> Network:
     """The network that a `model` section describes, freshly initialized, for clips (`dims` 3) or images (2)."""
-    norm = norm_factory(
-        config.norm,
-        groups=config.groups,
-        channels_per_group=config.channels_per_group,
-        brn_r_max=config.brn_r_max,
-        brn_d_max=config.brn_d_max,
-        brn_warmup=config.brn_warmup,
-        brn_ramp=config.brn_ramp,
-    )
+    norm = norm_factory(config.norm, **{key: getattr(config, key) for key in NormOptions.__dataclass_fields__})
     if config.arch == "vgg16":
         return VGG(config.num_classes, norm, width=config.width, dropout=config.dropout)
     return ResNet(

@@ -12,10 +12,10 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from video_gn.norm import NormFactory, normalize
+from video_gn.norm.roles import StartingBuffers, recomputes_compiled
 
 Size = tuple[int, int, int]
 
@@ -207,30 +207,18 @@ class ResNet(nn.Module):
 
 
 def _run_again_later(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), of which x alone is kept for the backward pass (activation checkpointing). No block is random."""
-    if torch.compiler.is_compiling():  # the compiled pass that is run again has no side effects
+    """Return block(x), keeping only x for the backward pass (activation checkpointing). No block is random."""
+    if torch.compiler.is_compiling() and recomputes_compiled(block):
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    return _checkpoint_eagerly(block, x)
 
-    def contexts() -> tuple[nullcontext[None], _SameStatistics]:
-        return nullcontext(), _SameStatistics(block)
+
+@torch.compiler.disable
+def _checkpoint_eagerly(block: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # called before the first of the two passes
+        return nullcontext(), StartingBuffers(block)
 
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-
-class _SameStatistics:
-    """While open, Batch Norm's running statistics and counts stay: the pass that is run again must not count twice."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-
-    def __enter__(self) -> None:
-        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, torch.tensor(0)  # which counts instead
-
-    def __exit__(self, *_: object) -> None:
-        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory, dims: int) -> nn.Sequential:

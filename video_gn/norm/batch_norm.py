@@ -1,4 +1,4 @@
-"""Batch Norm in its three forms: of one rank, of all ranks, frozen."""
+"""Batch Norm in its three forms: over one rank, over all ranks, frozen."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
+from video_gn.norm import NormFactory
+from video_gn.norm.options import NormOptions
 
 
 class BatchNorm(nn.BatchNorm3d):
-    """PyTorch's Batch Norm of one rank (equation 3) for (N, C, H, W) and (N, C, T, H, W) alike.
+    """PyTorch's Batch Norm over one rank (equation 3), for (N, C, H, W) and (N, C, T, H, W) alike.
 
-    It derives from BatchNorm3d since fvcore's precise BN looks for PyTorch's own classes by name.
+    Momentum 0.1 (Caffe2's 0.9).
     """
+
+    precise_statistics = True
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (4, 5):
@@ -23,16 +27,18 @@ class BatchNorm(nn.BatchNorm3d):
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's Batch Norm over the batches of all ranks. It trains on GPUs alone; evaluation is `bn`'s, on any device.
+    """PyTorch's Batch Norm over the micro-batches of all ranks. It trains only on GPUs; evaluation runs on any device.
 
     Raises:
-        UserError: from a training forward on the CPU (not when it is built, so that a config can be read anywhere).
+        UserError: from a training forward pass on the CPU (not when built, so that a config can be read anywhere).
     """
+
+    precise_statistics = True
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.device.type == "cpu":
             raise UserError(
-                "norm sync_bn trains on GPUs alone, and this forward pass is on the CPU; "
+                "norm sync_bn trains only on GPUs, and this forward pass is on the CPU; "
                 "train on GPUs, or set model.norm to bn or gn"
             )
         if self.training and input.device.type == "meta":  # only shapes; PyTorch's raises in a process group
@@ -47,6 +53,8 @@ class FrozenBatchNorm(nn.Module):
     x: (N, C, *); the arithmetic is in float32 at least, the result in x's dtype. Nothing of x's size is saved for the
     backward pass, where Batch Norm in evaluation mode saves x.
     """
+
+    constant_statistics = True
 
     weight: Tensor
     bias: Tensor
@@ -65,7 +73,7 @@ class FrozenBatchNorm(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         shape = (-1, *[1] * (x.ndim - 2))
         scale = self.weight.to(dtype) * (self.running_var.to(dtype) + self.eps).rsqrt()
-        # x - mu first: folding mu into beta loses digits where |mu| is large beside sigma
+        # x - mu first: folding mu into beta loses digits where |mu| is large compared with sigma
         centered = x.to(dtype) - self.running_mean.to(dtype).view(shape)
         return torch.addcmul(self.bias.to(dtype).view(shape), centered, scale.view(shape)).to(x.dtype)
 
@@ -75,3 +83,18 @@ class FrozenBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
+
+
+def make_bn(options: NormOptions) -> NormFactory:
+    """Return the factory of `bn`."""
+    return BatchNorm
+
+
+def make_sync_bn(options: NormOptions) -> NormFactory:
+    """Return the factory of `sync_bn`."""
+    return SyncBatchNorm
+
+
+def make_frozen_bn(options: NormOptions) -> NormFactory:
+    """Return the factory of `frozen_bn`."""
+    return FrozenBatchNorm

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
+from video_gn.norm import NormFactory
+from video_gn.norm.options import NormOptions
 
 
 class BatchRenorm(nn.Module):
     """Batch Norm whose batch statistics are corrected towards the running ones, within bounds.
 
-    In training, with mu_B, sigma_B of the batch and mu, sigma of the steps before it:
+    In training, with mu_B, sigma_B of the micro-batch and mu, sigma of those before it:
 
         y = gamma ((x - mu_B) / sigma_B r + d) + beta
         r = clip(sigma_B / sigma, 1 / r_max, r_max),  d = clip((mu_B - mu) / sigma, -d_max, d_max)
 
     where r and d are constants to the backward pass. In evaluation y = gamma (x - mu) / sigma + beta. The first
-    `warmup` steps are Batch Norm's (r = 1, d = 0); over the `ramp` steps after them the bounds open linearly, from 1
-    to `r_max` and from 0 to `d_max`. A step is a forward pass in training mode: one micro-batch.
+    `warmup` training forward passes are Batch Norm's (r = 1, d = 0); over the `ramp` passes after them the bounds open
+    linearly, from 1 to `r_max` and from 0 to `d_max`.
 
-    Running statistics are of one rank. The running variance averages the batches' biased variances, since sigma is
-    compared with the batch's biased sigma_B (PyTorch's Batch Norm averages unbiased ones; Ioffe averages sigma itself).
-    They and the count of steps are buffers with Batch Norm's names, so a trained Batch Norm's state loads, and its
-    count then goes for the warm-up. It is no `_BatchNorm`: precise BN must pass it by, since running statistics taken
-    afterwards would not be those that r and d were trained with, and convert_sync_batchnorm must not replace it.
+    Running statistics are those of one rank. The running variance averages biased variances, since sigma is compared
+    with the micro-batch's biased sigma_B (PyTorch's Batch Norm averages unbiased ones; Ioffe averages sigma itself).
+    They and the count of passes are buffers with Batch Norm's names, so a trained Batch Norm's state loads, and its
+    count then counts towards the warm-up. It is not a `_BatchNorm`, which convert_sync_batchnorm would replace, and has
+    no `precise_statistics`: those taken afterwards would not be those that r and d were trained with.
 
     x: (N, C, *), any floating dtype, kept; statistics are taken in float32 at least.
 
@@ -41,10 +45,10 @@ class BatchRenorm(nn.Module):
         self,
         channels: int,
         *,
-        r_max: float = 1.5,
-        d_max: float = 0.5,
-        warmup: int = 5000,
-        ramp: int = 20000,
+        r_max: float = NormOptions.brn_r_max,
+        d_max: float = NormOptions.brn_d_max,
+        warmup: int = NormOptions.brn_warmup,
+        ramp: int = NormOptions.brn_ramp,
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> None:
@@ -66,12 +70,12 @@ class BatchRenorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         r, d = self._step(x)
-        # r and d are constants, so the whole is Batch Norm with gamma' = gamma r and beta' = gamma d + beta
+        # r and d are constants, so this is Batch Norm with gamma' = gamma r and beta' = gamma d + beta
         return F.batch_norm(x, None, None, self.weight * r, self.weight * d + self.bias, training=True, eps=self.eps)
 
     @torch.no_grad()
     def _step(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """r and d of a batch, each (C,); statistics and count then go on. The host never waits for the device here."""
+        """Return r and d of a micro-batch, each (C,), and update statistics and count, with no host-device sync."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(wide, (0, *range(2, x.ndim)), correction=0)
         self.num_batches_tracked.add_(1)
@@ -86,3 +90,14 @@ class BatchRenorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}, ramp={self.ramp}"
+
+
+def make_brn(options: NormOptions) -> NormFactory:
+    """Return the factory of `brn`."""
+    return partial(
+        BatchRenorm,
+        r_max=options.brn_r_max,
+        d_max=options.brn_d_max,
+        warmup=options.brn_warmup,
+        ramp=options.brn_ramp,
+    )

@@ -1,10 +1,16 @@
-"""Group Norm, and the one place where the nets ask for a norm, a norm and ReLU, or a norm, residual add and ReLU."""
+"""Group Norm with its special cases, and `normalize`: a norm, a norm and ReLU, or a norm, residual add and ReLU."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from video_gn.errors import UserError
+from video_gn.norm import NormFactory
+from video_gn.norm.options import NormOptions
 
 try:
     from video_gn.norm import fused
@@ -20,7 +26,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """The norm of x; with `relu` max(norm, 0), with a `residual` of x's shape max(norm + residual, 0)."""
+        """Return the norm of x, in its shape; with `relu` max(norm, 0), with a `residual` max(norm + residual, 0)."""
         if self._fuses(x, residual):
             relu = relu or residual is not None
             return fused.group_norm(x, self.weight, self.bias, residual, self.num_groups, self.eps, relu)[0]
@@ -31,13 +37,14 @@ class GroupNorm(nn.GroupNorm):
             return False
         fits = self.bias is not None and x.shape[1:2] == (self.num_channels,)
         alike = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        return fits and alike and fused.supports(x, self.num_groups)  # PyTorch takes, or refuses, the rest
+        return fits and alike and fused.supports(x, self.num_groups)  # PyTorch accepts, or refuses, the rest
 
 
 def normalize(norm: nn.Module, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-    """norm(x); with `relu` relu(norm(x)), with a `residual` relu(norm(x) + residual). Fused where the norm can.
+    """Return norm(x); with `relu` relu(norm(x)), with a `residual` relu(norm(x) + residual). Fused where possible.
 
-    A norm with hooks is run by itself, so that they see its output and gradient and not the ReLU's.
+    x, `residual` and the result: (N, C, *). A norm with hooks is run by itself, so that they see its output and
+    gradient and not the ReLU's.
     """
     hooked = bool(norm._forward_hooks or norm._backward_hooks or norm._backward_pre_hooks)
     if isinstance(norm, GroupNorm) and not hooked:
@@ -49,3 +56,40 @@ def _then(y: Tensor, relu: bool, residual: Tensor | None, inplace: bool = True) 
     if residual is not None:
         return F.relu(y + residual, inplace=True)
     return F.relu(y, inplace=inplace) if relu else y
+
+
+def make_gn(options: NormOptions) -> NormFactory:
+    """Return the factory of `gn`."""
+    return partial(_group_norm, groups=options.groups, channels_per_group=options.channels_per_group)
+
+
+def make_ln(options: NormOptions) -> NormFactory:
+    """Return the factory of `ln`: one group."""
+    return partial(GroupNorm, 1)
+
+
+def make_in(options: NormOptions) -> NormFactory:
+    """Return the factory of `in`: one group per channel."""
+    return lambda channels: GroupNorm(channels, channels)
+
+
+def make_none(options: NormOptions) -> NormFactory:
+    """Return the factory of `none`."""
+    return lambda channels: nn.Identity()
+
+
+def _group_norm(channels: int, *, groups: int, channels_per_group: int | None) -> GroupNorm:
+    """Return Group Norm of `groups` groups, or of groups of `channels_per_group` channels (equation 7)."""
+    if channels_per_group is not None:
+        if channels_per_group < 1 or channels % channels_per_group:
+            raise UserError(
+                f"channels_per_group {channels_per_group} does not divide a layer's {channels} channels; "
+                "choose a divisor of model.width"
+            )
+        groups = channels // channels_per_group
+    if groups < 1 or channels % groups:
+        raise UserError(
+            f"{groups} groups do not divide a layer's {channels} channels; "
+            "lower model.groups or set model.channels_per_group"
+        )
+    return GroupNorm(groups, channels)
