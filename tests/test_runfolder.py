@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_falls_back(run: Path, capsys: pytest.CaptureFixtur
     assert state["step"] == 4
     assert "warning: " in capsys.readouterr().err
     (run / "checkpoints" / "previous.pt").write_bytes(b"")
-    assert "no checkpoint is whole" in refused(config(run))
+    assert "no checkpoint is intact" in refused(config(run))
 
 
 @pytest.mark.parametrize("key", FIXED)

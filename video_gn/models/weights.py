@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_gn import digest
 from video_gn.errors import UserError
 
 Triple = tuple[float, float, float]
@@ -276,11 +276,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):  # else it is older than torch 1.6
-        with zipfile.ZipFile(path) as archive:  # torch.load reads past a flipped bit
-            if (part := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum in {part}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"  # else it is older than torch 1.6
+    return digest.load(path) if zipped else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_own(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str] | None:
