@@ -57,6 +57,7 @@ FIXED: dict[str, Any] = {
     "optim.weight_decay": 0.0,
     "optim.norm_weight_decay": 1e-4,
     "optim.body_lr": 0.1,
+    "optim.freeze": ["stem", "res2"],
     "optim.schedule": "cosine",
     "optim.milestones": [41],
     "optim.decay": 0.5,

@@ -1,7 +1,7 @@
 """Files of torch.save with a digest of every byte, and how they are read.
 
-torch.load trusts a file's directory: with one bit of it flipped, it returns a tensor of uninitialized memory. The CRCs of
-the zip format cover the members, not the directory. A file of this package therefore ends in a zip comment,
+torch.load trusts a file's directory: with one bit of it flipped, it returns a tensor of uninitialized memory. The CRCs
+of the zip format cover the members, not the directory. A file of this package therefore ends in a zip comment,
 `video_gn sha256 HEX`, the SHA-256 of all bytes before the comment. Other programs ignore a comment: torch.load, zipfile
 and unzip open the file as any other.
 """
@@ -34,7 +34,7 @@ def save(content: object, file: BinaryIO) -> None:
 def load(path: Path) -> Any:
     """Read a file of torch.save onto the CPU, after checking its digest; without running code.
 
-    A file without a digest (written by an earlier version, or by another program) is checked by the CRCs of its members.
+    A file without a digest (of an earlier version, or of another program) is checked by the CRCs of its members.
 
     Raises:
         ValueError: the file is damaged.

@@ -11,12 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from video_gn.engine.distributed import World
+from video_gn.models.freeze import frozen_modules
 from video_gn.norm.batch_renorm import BatchRenorm
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    """Return the layers that keep running statistics, without those that are frozen."""
+    frozen = frozen_modules(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    return [norm for norm in norms if norm not in frozen]
 
 
 def update_precise_bn(
@@ -26,7 +29,10 @@ def update_precise_bn(
     autocast: Callable[[], AbstractContextManager],
     quiet: bool | None = True,
 ) -> None:
-    """Set running statistics to those of `number` batches of clips together; nothing where there is no Batch Norm."""
+    """Set running statistics to those of `number` batches of clips together; nothing where there is no Batch Norm.
+
+    Frozen parts of the model keep theirs: in evaluation mode, fvcore passes them by.
+    """
     if not batch_norms(model):
         return
     from fvcore.nn.precise_bn import update_bn_stats  # imports slowly, and only Batch Norm needs it
@@ -55,7 +61,8 @@ class _Autocast(nn.Module):
 def average_running_statistics(model: nn.Module, world: World) -> None:
     """Give all ranks the running statistics of all ranks' data together, Batch Renorm's too."""
     if world.size > 1:
-        norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, BatchRenorm))]
+        frozen = frozen_modules(model)  # the same on all ranks: a mean could move their last bit
+        norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, BatchRenorm)) and m not in frozen]
         moments = [(m.running_mean, m.running_var) for m in norms]
         pairs = [(mean, var) for mean, var in moments if isinstance(mean, Tensor) and isinstance(var, Tensor)]
         world.mean_of_moments([mean for mean, _ in pairs], [var for _, var in pairs])

@@ -49,8 +49,9 @@ from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flig
 from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
+from video_gn.models.freeze import parts_to_freeze
 from video_gn.models.inflate import initialize
-from video_gn.models.info import describe, table
+from video_gn.models.info import describe, frozen_in_words, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
 
@@ -109,6 +110,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.memory_format = memory_format(config)
         self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model.freeze(parts_to_freeze(self.model, config.optim))
         if config.train.percentiles_of is not None:
             find_layer(self.model, config.train.percentiles_of)
         if isinstance(self.model, ResNet):
@@ -493,15 +495,15 @@ class Trainer:
 
     def _announce(self, writers: Writers | None) -> None:
         config = self.config
-        parameters = sum(p.numel() for p in self.model.parameters())
+        info = describe(config)
         net = f"{config.model.arch} {config.model.temporal} {config.model.norm}"
-        say(f"run {self.folder}: {net}, {parameters:,} parameters")
+        say(f"run {self.folder}: {net}, {info['parameters']:,} parameters{frozen_in_words(info)}")
         say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
         if self.step_done:
             say(f"resuming after step {self.step_done} of {self.last_step}")
         if writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
-            writers.text("model", f"```\n{table(describe(config))}\n```")
+            writers.text("model", f"```\n{table(info)}\n```")
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from video_gn.models.freeze import Freezable
 from video_gn.norm import NormFactory, normalize
 
 Size = tuple[int, int, int]
@@ -106,7 +107,7 @@ class Head(nn.Module):
         return self.fc(self.dropout(x.flatten(2).transpose(1, 2)))
 
 
-class ResNet(nn.Module):
+class ResNet(Freezable):
     """ResNet of bottleneck blocks over clips or images.
 
     Args:
