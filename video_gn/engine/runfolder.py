@@ -16,6 +16,7 @@ from video_gn.config import Config, differences, load_config, parse_config, to_y
 from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.checkpoint import Checkpoint
+from video_gn.engine.lock import LOCK
 from video_gn.errors import UserError
 
 FREE_TO_CHANGE = {
@@ -62,7 +63,7 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
     """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
-    if not folder.is_dir() or all(path.name == ".config.yaml.tmp" for path in folder.iterdir()):
+    if not folder.is_dir() or all(path.name in (".config.yaml.tmp", LOCK) for path in folder.iterdir()):
         return None  # at most, a start was killed before it had written the first file
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")

@@ -37,6 +37,7 @@ from video_gn.engine.datasets import (
     val_dataset,
 )
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
+from video_gn.engine.lock import hold_on_rank0
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
@@ -67,8 +68,8 @@ def train(config: Config, world: World) -> None:
     train_records = read_train_records(config, world)
     names = world.first(lambda: class_names(config))
     val_records = read_records(config, config.data.val_list, world, names)
-    check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
-    with stop_signals() as stop:
+    with stop_signals() as stop, hold_on_rank0(Path(config.output_dir), world):
+        check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
         world.share(stop)
         trainer = Trainer(config, world, train_records, val_records, names, stop)
         if trainer.epochs_done >= config.train.epochs:

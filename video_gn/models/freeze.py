@@ -38,9 +38,10 @@ class Freezable(nn.Module):
         modules = dict(self.named_modules())
         for name in names:
             if name not in modules or not modules[name].state_dict() or not name:
+                inner = next(n for n, module in modules.items() if "." in n and module.state_dict())
                 raise UserError(
-                    f"optim.freeze: {name!r} is not a part of this network; its parts are {', '.join(parts(self))}, and "
-                    "the modules in them, such as " + next(n for n in modules if "." in n and modules[n].state_dict())
+                    f"optim.freeze: {name!r} is not a part of this network; its parts are "
+                    f"{', '.join(parts(self))}, and the modules in them, such as {inner}"
                 )
             modules[name].requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.parameters()):
