@@ -100,6 +100,8 @@ def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         UserError: there are checkpoints, but none is intact.
     """
     paths = newest_first(folder)
+    for stray in sorted(set(folder.glob("previous*.pt")) - set(paths)):
+        warn(f"{stray}: not a name that a run writes; left alone")
     for path in paths:
         try:
             checkpoint = load(path)
@@ -110,7 +112,7 @@ def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             missing = f"{folder / LAST} is missing; " if paths[0].name != LAST else ""
             warn(f"{missing}going on from {path.name}, after step {checkpoint['step']}")
         for damaged in paths[: paths.index(path)]:
-            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+            set_aside(damaged, "damaged")
         return checkpoint
     if paths:
         raise UserError(f"{folder}: no checkpoint is intact; start again in another output_dir")
@@ -142,6 +144,19 @@ def newest_first(folder: Path) -> list[Path]:
     found = (OLDER.fullmatch(path.name) for path in folder.glob("previous*.pt"))
     numbers = sorted(int(match[1] or 1) for match in found if match)
     return [path for path in (folder / LAST, *(folder / _previous(n) for n in numbers)) if os.path.lexists(path)]
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename `path` to the first free one of NAME.WHY, NAME.WHY_2, ..., and return it."""
+    names = itertools.chain([why], (f"{why}_{number}" for number in itertools.count(2)))
+    free = next(new for name in names if not os.path.lexists(new := path.with_name(f"{path.name}.{name}")))
+    os.replace(path, free)
+    return free
+
+
+def files_to_write(folder: Path, keep: int) -> list[Path]:
+    """Return the checkpoints of a run's folder, those to come included."""
+    return [folder / name for name in (LAST, BEST, *map(_previous, range(1, keep)))]
 
 
 def temporary_of(path: Path) -> Path:

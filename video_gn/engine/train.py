@@ -44,7 +44,7 @@ from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, batch_norms, update_precise_bn
 from video_gn.engine.preempt import Stop, stop_signals
 from video_gn.engine.profile import trace
-from video_gn.engine.runfolder import open_run
+from video_gn.engine.runfolder import open_run, save_last
 from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
 from video_gn.engine.writers import Writers, read_log
@@ -440,12 +440,11 @@ class Trainer:
                 "ranks": ranks,
             },
         }
-        folder = self.folder / "checkpoints"
         writers.sync()
         if best:  # first: a kill before last.pt does this epoch's end again, one after it would leave best.pt behind
-            ckpt.save(folder / ckpt.BEST, state)
+            ckpt.save(self.folder / "checkpoints" / ckpt.BEST, state)
         if last:
-            ckpt.save_last(folder, state, self.config.checkpoint.keep)
+            save_last(self.folder, state, self.config.checkpoint.keep)
 
     def _resume(self) -> None:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks; else `model.init_from`."""
