@@ -90,8 +90,8 @@ def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoin
         raise UserError(f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder")
     state = ckpt.load_last(checkpoints, say)
     if state is None:
-        _check_same_experiment(folder, load_config(folder / "config.yaml"), config)
         _check_no_history(folder)
+        _check_same_experiment(folder, load_config(folder / "config.yaml"), config)
         return None  # it ended before its first checkpoint
     if not {"optimizer", "best_error", "lists", "loop"} <= state.keys():
         raise UserError(f"{folder}: its checkpoint has weights but no training state; choose another output_dir")
