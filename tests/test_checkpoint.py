@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
+import random
 import resource
+import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +21,7 @@ from torch import nn
 
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
+from video_gn.models.weights import read_weights
 
 NAMES = {"last.pt", "previous.pt"}
 
@@ -219,7 +224,7 @@ def test_a_damaged_last_one_falls_back_to_the_one_before(tmp_path: Path, damage:
     assert not (tmp_path / "ran").exists()
 
     DAMAGES[damage](tmp_path / "previous.pt")
-    with pytest.raises(UserError, match="no checkpoint is whole; start again in another output_dir"):
+    with pytest.raises(UserError, match="no checkpoint is intact; start again in another output_dir"):
         ckpt.load_last(tmp_path, warnings.append)
     assert not (tmp_path / "ran").exists()
 
@@ -229,27 +234,86 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     whole = bytearray((tmp_path / "last.pt").read_bytes())
     whole[len(whole) // 2] ^= 1  # inside the tensor: torch.load alone reads past it
     (tmp_path / "last.pt").write_bytes(whole)
-    with pytest.raises(UserError, match="wrong checksum"):
+    with pytest.raises(UserError, match="does not match its SHA-256"):
         ckpt.load(tmp_path / "last.pt")
 
 
-def test_no_flipped_bit_changes_what_is_loaded(tmp_path: Path) -> None:
-    """Wherever it is: it is noticed, or in a byte that means nothing."""
+def test_a_bit_of_the_zip_directory_is_noticed(tmp_path: Path) -> None:
+    """It calls a tensor's member a folder: no CRC covers it, and torch.load returns uninitialized memory."""
+    for name, write in (("with.pt", ckpt.save), ("without.pt", lambda path, content: torch.save(content, path))):
+        write(tmp_path / name, state(1))
+        data = bytearray((tmp_path / name).read_bytes())
+        member = data.index(b"/data/0", data.index(b"PK\1\2"))
+        header = data.rindex(b"PK\1\2", 0, member)
+        data[header + 38] ^= 0x10
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"(does not match its SHA-256|/data/0 is not a plain file)\)"):
+            ckpt.load(tmp_path / name)
+        with pytest.raises(UserError, match="damaged"):
+            read_weights(str(tmp_path / name))
+
+
+def test_the_digest_is_a_comment_that_others_ignore(tmp_path: Path) -> None:
+    """SHA-256 of all bytes before it; torch.load, zipfile and struct read the file as any other."""
     path = tmp_path / "last.pt"
-    ckpt.save_last(tmp_path, state(1))
-    whole = path.read_bytes()
-    noticed = 0
-    for place in range(0, len(whole), 23):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << place % 8
-        path.write_bytes(flipped)
+    ckpt.save(path, state(1))
+    data = path.read_bytes()
+    comment = b"video_gn sha256 " + hashlib.sha256(data[:-80]).hexdigest().encode()
+    assert data[-80:] == comment
+    assert struct.unpack("<H", data[-82:-80]) == (80,)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment == comment
+        assert archive.testzip() is None
+    for mmap in (False, True):
+        assert repr(torch.load(path, weights_only=True, mmap=mmap)) == repr(state(1))
+
+
+def test_a_checkpoint_without_a_digest_is_loaded(tmp_path: Path) -> None:
+    """Versions before 2026-11-25 wrote none."""
+    torch.save(state(3), tmp_path / "last.pt")
+    assert last_step(tmp_path) == 3
+    weights, _ = read_weights(str(tmp_path / "last.pt"))
+    assert weights["weight"].tolist() == [3, 3, 3]
+
+
+def loaded_or_refused(path: Path, data: bytes) -> list[str | None]:
+    """What `load` and `read_weights` make of a file of these bytes; None where they refuse it."""
+    path.write_bytes(data)
+    results: list[str | None] = []
+    for read in (ckpt.load, read_weights):
         try:
-            loaded = ckpt.load(path)
+            results.append(repr(read(path) if read is ckpt.load else read(str(path))[0]))  # type: ignore[operator]
         except UserError:
-            noticed += 1
-            continue
-        assert repr(loaded) == repr(state(1))
-    assert noticed > 30
+            results.append(None)
+    return results
+
+
+@pytest.mark.parametrize(("flips", "cuts"), [(100, 20), pytest.param(1000, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("with_digest", [True, False])
+def test_no_flipped_bit_and_no_cut_changes_what_is_loaded(
+    tmp_path: Path, flips: int, cuts: int, with_digest: bool
+) -> None:
+    """Wherever it is, a file with a digest is refused, and one without it is refused or the same bit for bit."""
+    path, rng = tmp_path / "last.pt", random.Random(0)
+    content = state(1) | {"model": {f"w{k}": torch.arange(40.0) + k for k in range(12)}}
+    if with_digest:
+        ckpt.save(path, content)
+    else:
+        torch.save(content, path)
+    intact = path.read_bytes()
+    expected = [repr(content), repr(content["model"])]
+    assert loaded_or_refused(path, intact) == expected
+    refused = 0
+    for bit in rng.sample(range(8 * len(intact)), flips):
+        flipped = bytearray(intact)
+        flipped[bit // 8] ^= 1 << bit % 8
+        for found, right in zip(loaded_or_refused(path, flipped), expected, strict=True):
+            assert found in ((None,) if with_digest else (None, right)), bit
+            refused += found is None
+    assert refused > flips
+    for size in [0, 1, 22, len(intact) - 80, len(intact) - 1, *rng.sample(range(len(intact)), cuts)]:
+        if with_digest or size < len(intact) - 22:
+            assert loaded_or_refused(path, intact[:size]) == [None, None], size
 
 
 def test_a_damaged_last_one_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
@@ -267,6 +331,64 @@ def test_the_bomb_works(tmp_path: Path) -> None:
     pickled(tmp_path / "bomb.pt")
     pickle.loads((tmp_path / "bomb.pt").read_bytes())
     assert (tmp_path / "ran").is_dir()
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_dangling_link_is_named(tmp_path: Path, older: bool) -> None:
+    """It stands for a checkpoint that was moved away: neither an older one nor a start from scratch goes unsaid."""
+    if older:
+        ckpt.save(tmp_path / "previous.pt", state(1))
+    (tmp_path / "last.pt").symlink_to("/absent/last.pt")
+    assert ckpt.exists(tmp_path)
+    said: list[str] = []
+    if not older:
+        with pytest.raises(UserError, match="no checkpoint is intact"):
+            ckpt.load_last(tmp_path, said.append)
+    else:
+        loaded = ckpt.load_last(tmp_path, said.append)
+        assert loaded is not None and loaded["step"] == 1
+        assert said.pop() == "going on from previous.pt, after step 1"
+        assert os.readlink(tmp_path / "last.pt.damaged") == "/absent/last.pt"
+    assert said == [
+        f"warning: {tmp_path / 'last.pt'}: a link to /absent/last.pt, which is missing; "
+        "use another checkpoint of the run"
+    ]
+
+
+def test_a_missing_last_one_is_named(tmp_path: Path) -> None:
+    ckpt.save(tmp_path / "previous.pt", state(1))
+    said: list[str] = []
+    ckpt.load_last(tmp_path, said.append)
+    assert said == [f"{tmp_path / 'last.pt'} is missing; going on from previous.pt, after step 1"]
+
+
+def test_names_that_a_run_does_not_write_are_left_alone(tmp_path: Path) -> None:
+    stray = [
+        "previous_old.pt",
+        "previous_1.pt",
+        "previous_02.pt",
+        "previous (copy).pt",
+        "previous_².pt",
+        "previousx.pt",
+    ]
+    for name in stray:
+        (tmp_path / name).write_bytes(b"notes")
+    assert not ckpt.exists(tmp_path)
+    for step in range(1, 5):
+        ckpt.save_last(tmp_path, state(step))
+        assert last_step(tmp_path) == step
+    assert names(tmp_path) == {*NAMES, *stray}
+
+
+@pytest.mark.parametrize("name", [".last.pt.tmp", "previous.pt", "last.pt"])
+def test_a_folder_in_the_way_is_named(tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        ckpt.save_last(tmp_path, state(1))
+    if name != ".last.pt.tmp":
+        (tmp_path / name).unlink()
+    (tmp_path / name / "sub").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name}: a folder where a file is written; move it away"):
+        ckpt.save(tmp_path / name.removeprefix(".").removesuffix(".tmp"), state(2))
 
 
 def test_after_a_kill_the_one_before_alone_is_found(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tests.test_distributed import run_ranks
 from video_gn.engine.distributed import World
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
+from video_gn.norm.roles import precise_norms
 
 no_autocast = contextlib.nullcontext
 
@@ -127,7 +128,7 @@ def test_nothing_happens_without_batch_norm() -> None:
 def test_which_layers_keep_statistics() -> None:
     kept = nn.BatchNorm3d(2)
     model = nn.Sequential(kept, nn.BatchNorm3d(2, track_running_stats=False), nn.GroupNorm(1, 2))
-    assert batch_norms(model) == [kept]
+    assert precise_norms(model) == [kept]
 
 
 def test_a_single_process_keeps_its_statistics() -> None:
@@ -148,6 +149,7 @@ import torch
 from torch import nn
 from video_gn.engine.distributed import world
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
+from video_gn.norm.roles import precise_norms
 
 with world("cpu") as ranks:
     model = nn.Sequential(nn.BatchNorm3d(1), nn.GroupNorm(1, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 import video_gn
 from video_gn.config import Config, Section, load_config, parse_config
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.runfolder import environment, open_run
+from video_gn.engine.runfolder import environment, open_run, save_last
+from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
 
 LISTS = {"train": "aa", "val": "bb"}
+RECORD = '{"kind": "epoch", "step": 5, "epoch": 1.0, "time": 1.8e9, "val/top1_error": 40.0}\n'
 
 # Another valid value of every key; a key that is added to the config must be added to one of the two.
 FIXED: dict[str, Any] = {
@@ -57,6 +60,7 @@ FIXED: dict[str, Any] = {
     "optim.weight_decay": 0.0,
     "optim.norm_weight_decay": 1e-4,
     "optim.body_lr": 0.1,
+    "optim.freeze": ["stem", "res2"],
     "optim.schedule": "cosine",
     "optim.milestones": [41],
     "optim.decay": 0.5,
@@ -121,9 +125,10 @@ def save(of: Config, folder: Path, step: int = 5) -> None:
         "best_error": 40.0,
         "config": of.model_dump(mode="json"),
         "lists": LISTS,
-        "loop": {},
+        "loop": {"log_lines": 1},
     }
-    ckpt.save_last(folder / "checkpoints", state)
+    save_last(folder, state, keep=2)
+    ckpt.save(folder / "checkpoints" / "best.pt", state)
 
 
 @pytest.fixture
@@ -133,7 +138,7 @@ def run(tmp_path: Path) -> Path:
     assert open_run(config(folder), LISTS) is None
     save(config(folder), folder, step=4)
     save(config(folder), folder, step=5)
-    (folder / "log.jsonl").write_text('{"step": 5}\n')
+    (folder / "log.jsonl").write_text(RECORD)
     return folder
 
 
@@ -234,7 +239,7 @@ def test_the_same_experiment_goes_on(run: Path, capsys: pytest.CaptureFixture[st
     assert state is not None
     assert (state["step"], state["best_error"], state["model"]["w"].tolist()) == (5, 40.0, [1, 1])
     assert capsys.readouterr() == ("", "")
-    assert contents(run)["log.jsonl"] == b'{"step": 5}\n'
+    assert contents(run)["log.jsonl"] == RECORD.encode()
 
 
 def test_a_damaged_checkpoint_falls_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +249,7 @@ def test_a_damaged_checkpoint_falls_back(run: Path, capsys: pytest.CaptureFixtur
     assert state["step"] == 4
     assert "warning: " in capsys.readouterr().err
     (run / "checkpoints" / "previous.pt").write_bytes(b"")
-    assert "no checkpoint is whole" in refused(config(run))
+    assert "no checkpoint is intact" in refused(config(run))
 
 
 @pytest.mark.parametrize("key", FIXED)
@@ -302,3 +307,188 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 def test_a_changed_list(run: Path, name: str) -> None:
     message = refused(config(run), {**LISTS, name: "cc"})
     assert f"the {name} list has changed since this run began" in message
+
+
+# --- a folder that is not as the run left it ---
+
+
+def resume(of: Config, capsys: pytest.CaptureFixture[str]) -> tuple[ckpt.Checkpoint, list[str]]:
+    """What a run resumes from, and the lines that it says."""
+    capsys.readouterr()
+    state = open_run(of, LISTS)
+    assert state is not None
+    return state, capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def logged(run: Path) -> Path:
+    """The same run with 13 records, in log.jsonl and in TensorBoard's file, and 2 more after its checkpoint."""
+    with Writers(run) as writers:
+        for step in range(1, 16):
+            writers.write("train", step, step / 5, {"train/loss": 1 / step})
+    for name in ("last.pt", "previous.pt"):
+        state = torch.load(run / "checkpoints" / name, weights_only=True)
+        ckpt.save(run / "checkpoints" / name, state | {"loop": {"log_lines": 13}})
+    return run
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+LOGS: dict[str, tuple[Any, str]] = {
+    "missing": (lambda path: path.unlink(), "is missing, 13 records"),
+    "a dangling link": (lambda path: (path.unlink(), path.symlink_to("/absent")), "is missing, 13 records"),
+    "empty": (lambda path: path.write_bytes(b""), "holds 0 of the 13 records before the checkpoint"),
+    "shorter": (lambda path: path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:3])), "holds 3 of the 13"),
+    "not UTF-8": (lambda path: path.write_bytes("grüße\n".encode("utf-16") * 30), "holds 0 of the 13 records"),
+    "of one bad byte": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"step": 4', b'"st\xffp": 4')),
+        "12 of",
+    ),
+    "of other JSON": (lambda path: path.write_text('{"step": 5}\n[]\n3\nnull\n' * 9), "holds 0 of the 13 records"),
+    "of brackets": (lambda path: path.write_text("[" * 100_000 + "\n" + "{" * 9), "holds 0 of the 13 records"),
+    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "holds 0 of the 13 records"),
+}
+
+
+@pytest.mark.parametrize("what", LOGS)
+@pytest.mark.parametrize("events", [True, False])
+def test_a_log_that_lacks_records_is_named_and_restored(
+    logged: Path, capsys: pytest.CaptureFixture[str], what: str, events: bool
+) -> None:
+    """From TensorBoard's file, which a new start would delete; nothing is thrown away."""
+    path, (damage, named) = logged / "log.jsonl", LOGS[what]
+    expected = records(path)[:13]
+    damage(path)
+    (board,) = logged.glob("events.*")
+    curves, damaged = board.read_bytes(), path.read_bytes() if path.exists() else None
+    if not events:
+        board.unlink()
+    state, (line,) = resume(config(logged), capsys)
+    assert state["step"] == 5
+    assert line.startswith(f"warning: {path} ") and named in line
+    if events:
+        assert "; 13 are restored from TensorBoard's files; what was there is now " in line
+        (kept,) = logged.glob("events.out.set_aside.*")
+        assert kept.read_bytes() == curves
+        assert records(path) == [record | {"time": pytest.approx(record["time"])} for record in expected]
+    else:
+        assert "the others are lost" in line
+    if damaged is not None:
+        assert (logged / "log.jsonl.set_aside").read_bytes() == damaged
+    with Writers(logged, 13) as writers:
+        assert writers.lines == (13 if events else {"shorter": 3, "of one bad byte": 12}.get(what, 0))
+    assert resume(config(logged), capsys)[1] == [] if events else True
+
+
+def test_an_intact_log_is_left_as_it_is(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (logged / "log.jsonl").open("a") as file:
+        file.write('{"kind": "tr')  # cut by a kill, after the checkpoint
+    before = contents(logged)
+    assert resume(config(logged), capsys)[1] == []
+    assert {name: contents(logged)[name] for name in before if "log" in name or "events" in name} == {
+        name: value for name, value in before.items() if "log" in name or "events" in name
+    }
+
+
+@pytest.mark.parametrize("keep_folder", [True, False])
+@pytest.mark.parametrize("best", [True, False])
+def test_a_run_that_lost_its_checkpoints_is_not_trained_again(logged: Path, keep_folder: bool, best: bool) -> None:
+    for path in list((logged / "checkpoints").iterdir()):
+        if path.name != "best.pt" or not best or not keep_folder:
+            path.unlink()
+    if not keep_folder:
+        (logged / "checkpoints").rmdir()
+    message = refused(config(logged))
+    assert "a run that has lost its checkpoints; put checkpoints/last.pt back" in message
+    assert "to train from scratch, choose another output_dir or delete the folder" in message
+    assert ("copy best.pt to last.pt" in message) == (best and keep_folder)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "events.out.tfevents.1.host"])
+def test_curves_without_checkpoints_are_not_written_over(tmp_path: Path, name: str) -> None:
+    """Of a version that did not mark its folders, or copied without the checkpoints."""
+    open_run(config(tmp_path), LISTS)
+    (tmp_path / name).write_text(RECORD)
+    assert open_run(config(tmp_path), LISTS) is None  # killed before its first checkpoint
+    (tmp_path / "checkpoints").rmdir()
+    assert "has lost its checkpoints" in refused(config(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["missing", "garbage", "a folder", "a dangling link"])
+def test_best_is_named_and_written_again(run: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    best = run / "checkpoints" / "best.pt"
+    best.unlink()
+    if what == "garbage":
+        best.write_bytes(b"garbage")
+    elif what == "a folder":
+        (best / "sub").mkdir(parents=True)
+    elif what == "a dangling link":
+        best.symlink_to("/absent")
+    state, (line,) = resume(config(run), capsys)
+    assert state["best_error"] == math.inf  # any error is better
+    assert line.startswith(f"warning: {best}") and "the next evaluation, if there is one, writes it again" in line
+    assert not os.path.lexists(best)
+    assert os.path.lexists(best.with_name("best.pt.damaged")) == (what != "missing")
+
+
+def test_a_run_without_an_evaluation_has_no_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "best.pt").unlink()
+    for name in ("last.pt", "previous.pt"):
+        state = torch.load(run / "checkpoints" / name, weights_only=True)
+        ckpt.save(run / "checkpoints" / name, state | {"best_error": math.inf})
+    assert resume(config(run), capsys)[1] == []
+
+
+def test_the_last_checkpoint_as_a_dangling_link(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = run / "checkpoints" / "last.pt"
+    last.unlink()
+    last.symlink_to("/elsewhere/last.pt")
+    state, lines = resume(config(run), capsys)
+    assert state["step"] == 4
+    assert "a link to /elsewhere/last.pt, which is missing" in lines[0]
+    assert lines[1] == "going on from previous.pt, after step 4"
+    last.symlink_to("/elsewhere/last.pt")
+    (run / "checkpoints" / "previous.pt").unlink()
+    assert "no checkpoint is intact" in refused(config(run))
+
+
+def test_stray_names_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "previous_old.pt").write_bytes(b"mine")
+    state, (line,) = resume(config(run), capsys)
+    assert state["step"] == 5
+    assert line == f"{run / 'checkpoints' / 'previous_old.pt'}: not a name that a run writes; left alone"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("log.jsonl", ".log.jsonl.tmp", "config.yaml", ".environment.json.tmp", "unreadable.txt"),
+        *("checkpoints/.last.pt.tmp", "checkpoints/previous.pt", "checkpoints/.best.pt.tmp"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_named_before_training(run: Path, name: str) -> None:
+    (run / name).unlink(missing_ok=True)
+    (run / name / "sub").mkdir(parents=True)
+    assert f"{name} is a folder, and the run writes a file of that name; move it away" in refused(config(run))
+
+
+def test_a_folder_in_place_of_the_last_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count in range(2):
+        (run / "checkpoints" / "last.pt").unlink(missing_ok=True)
+        (run / "checkpoints" / "last.pt" / str(count)).mkdir(parents=True)
+        state, lines = resume(config(run), capsys)
+        assert state["step"] == 4 and "last.pt: a folder, not a checkpoint" in lines[0]
+    assert (run / "checkpoints" / "last.pt.damaged" / "0").is_dir()
+    assert (run / "checkpoints" / "last.pt.damaged_2" / "1").is_dir()
+
+
+def test_a_missing_config_is_named_and_written_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.yaml").unlink()
+    state, (line,) = resume(config(run), capsys)
+    assert state["step"] == 5
+    assert line == f"warning: {run / 'config.yaml'} is missing; written again from this command"
+    assert load_config(run / "config.yaml") == config(run)
+    (run / "config.yaml").unlink()
+    assert "holds another experiment (optim.lr: 0.01 -> 0.02)" in refused(config(run, ("optim.lr", 0.02)))

@@ -176,3 +176,32 @@ def test_say_leaves_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
     say("epoch 1: ü")
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "epoch 1: ü\n")
+
+
+def test_lines_that_are_no_records_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By readers, too: a report and curves are drawn of the others."""
+    path = tmp_path / "log.jsonl"
+    with Writers(tmp_path) as writers:
+        for step in (1, 2, 3, 4):
+            writers.write("train", step, step / 4, {"train/loss": 1.0})
+    good = path.read_bytes().splitlines(keepends=True)
+    bad = [b'\xff\xfe{"step"\n', b"[]\n", b'{"kind": "epoch"}\n', b"1e999999\n", b"[" * 10_000 + b"\n"]
+    path.write_bytes(b"".join([good[0], *bad, *good[1:], b'{"kind": "tr']))
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err == f"warning: {path}: 5 lines are not records and left out, line 2 first\n"
+    path.write_bytes(b"".join(good) + b'{"kind": "tr')  # cut by a kill
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "events.out.tfevents.1.host"])
+def test_a_folder_in_place_of_a_log(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"cannot (be read|read its event files) \(Is a directory\); move"):
+        read_log(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, bytes(500)])
+def test_event_files_of_garbage_hold_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "events.out.tfevents.1.host").write_bytes(content)
+    assert read_log(tmp_path) == []

@@ -160,7 +160,9 @@ class OptimConfig(Section):
     norm_weight_decay: NonNegative = 0.0
     """Weight decay of gamma and beta, whatever the norm."""
     body_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Fine-tuning: the rate of all but the head, as a fraction of `lr`; 0 trains the head alone."""
+    """Fine-tuning: the learning rate of all but the head, as a fraction of `lr`; 0 freezes all but the head."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that stay as they are (stem, res2, res4.0, ...): no gradients, norms in evaluation mode."""
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[PositiveFloat, ...] = (41, 82)
     """`steps`: epochs at which the rate is multiplied by `decay`."""

@@ -31,6 +31,7 @@ from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine.checkpoint import LAST, write_text
 from video_gn.engine.distributed import World, world
+from video_gn.engine.lock import hold_on_rank0
 from video_gn.engine.runfolder import SAME_RESULT
 from video_gn.engine.test import protocol, result_path, test_checkpoint
 from video_gn.engine.train import train
@@ -289,7 +290,7 @@ def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
     """
     failed: list[str] = []
     seconds: list[float] = []
-    with world(runs[0].config.device) as ranks:  # one for all: a process group cannot be opened twice
+    with world(runs[0].config.device) as ranks, hold_on_rank0(out, ranks):  # one world: it cannot be opened twice
         if study.motion is not None:
             ranks.first(partial(render_motion, study.motion, Path(runs[0].config.data.root)))
         todo = ranks.first(lambda: [run for run in runs if _is_unfinished(run, study.measure)])

@@ -1,15 +1,18 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written completely or not at all, with a digest of every byte; read without running code."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from video_gn import digest
 from video_gn.errors import UserError
 from video_gn.models.weights.unpickling import Refused, load_torch
 
@@ -18,42 +21,54 @@ Checkpoint = dict[str, Any]
 `train.fingerprint`) and loop (what else `train.Trainer` needs to go on)."""
 
 LAST, BEST = "last.pt", "best.pt"
+OLDER = re.compile(r"previous(?:_([2-9]|[1-9][0-9]+))?\.pt")
+"""Names of the checkpoints before `last.pt`; the number is that of `_previous`, from 2."""
 
 
 def save_last(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
     """Write `last.pt`; the ones before become `previous.pt`, `previous_2.pt`, ..., so that `keep` stay.
 
-    A kill at any moment leaves as many whole ones as there were, but for the oldest.
+    A kill at any moment leaves as many intact ones as there were, but for the oldest.
+
+    Raises:
+        UserError: the disk is full, or another reason why nothing can be written.
     """
-    temporary = _write_beside(folder / LAST, lambda file: torch.save(checkpoint, file))
-    names = [LAST, *map(_previous, range(1, keep))]
-    for newer, older in reversed(list(itertools.pairwise(names))):
-        if (folder / newer).exists():
-            os.replace(folder / newer, folder / older)
-    os.replace(temporary, folder / LAST)
-    for path in _newest_first(folder):
-        if path.name not in names:  # `keep` was larger before
-            path.unlink()
-    _sync_folder(folder)
+    with _reported(folder / LAST):
+        temporary = _write_beside(folder / LAST, lambda file: digest.save(checkpoint, file))
+        names = [LAST, *map(_previous, range(1, keep))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            if os.path.lexists(folder / newer):
+                os.replace(folder / newer, folder / older)
+        os.replace(temporary, folder / LAST)
+        for path in newest_first(folder):
+            if path.name not in names:  # `keep` was larger before
+                path.unlink()
+        _sync_folder(folder)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint to `path` in one move."""
-    os.replace(_write_beside(path, lambda file: torch.save(checkpoint, file)), path)
-    _sync_folder(path.parent)
+    """Write a checkpoint to `path` atomically. Raises UserError if it cannot be written."""
+    with _reported(path):
+        os.replace(_write_beside(path, lambda file: digest.save(checkpoint, file)), path)
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one move."""
-    os.replace(_write_beside(path, lambda file: file.write(text.encode("utf-8"))), path)
+    """Write a text file atomically. Raises UserError if it cannot be written."""
+    with _reported(path):
+        os.replace(_write_beside(path, lambda file: file.write(text.encode("utf-8"))), path)
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, checksums included.
+    """Read a checkpoint onto the CPU, after checking its digest.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this package.
     """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: a link to {os.readlink(path)}, which is missing; use another checkpoint of the run")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a checkpoint; name a file such as {LAST} in it")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in runs/NAME/checkpoints/")
     try:
@@ -75,32 +90,35 @@ def load(path: Path) -> Checkpoint:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a run's folder of checkpoints holds one to go on from, whole or not."""
-    return bool(_newest_first(folder))
+    """Return whether a run's folder of checkpoints holds one to resume from, intact or not."""
+    return bool(newest_first(folder))
 
 
 def load_last(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run to go on from; None where there is none at all.
+    """Return the newest intact checkpoint of a run to resume from; None where there is none at all.
 
-    A damaged one is set aside as `last.pt.damaged` (or so), so that it never takes the place of a whole one.
+    A damaged one is set aside as `last.pt.damaged` (or so), so that it never takes the place of an intact one.
 
     Raises:
-        UserError: there are checkpoints, but none is whole.
+        UserError: there are checkpoints, but none is intact.
     """
-    paths = _newest_first(folder)
+    paths = newest_first(folder)
+    for stray in sorted(set(folder.glob("previous*.pt")) - set(paths)):
+        warn(f"{stray}: not a name that a run writes; left alone")
     for path in paths:
         try:
             checkpoint = load(path)
         except UserError as error:
             warn(f"warning: {error}")
             continue
-        if path != paths[0]:
-            warn(f"going on from {path.name}, after step {checkpoint['step']}")
-            for damaged in paths[: paths.index(path)]:
-                os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+        if path.name != LAST:
+            missing = f"{folder / LAST} is missing; " if paths[0].name != LAST else ""
+            warn(f"{missing}going on from {path.name}, after step {checkpoint['step']}")
+        for damaged in paths[: paths.index(path)]:
+            set_aside(damaged, "damaged")
         return checkpoint
     if paths:
-        raise UserError(f"{folder}: no checkpoint is whole; start again in another output_dir")
+        raise UserError(f"{folder}: no checkpoint is intact; start again in another output_dir")
     return None
 
 
@@ -124,29 +142,60 @@ def _previous(number: int) -> str:
     return "previous.pt" if number == 1 else f"previous_{number}.pt"
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """The files a run may go on from, whole or not."""
-    numbers = [int(path.stem.partition("_")[2] or 1) for path in folder.glob("previous*.pt")]
-    return [path for path in (folder / LAST, *(folder / _previous(n) for n in sorted(numbers))) if path.exists()]
+def newest_first(folder: Path) -> list[Path]:
+    """Return the files that a run may resume from, intact or not, dangling links included."""
+    found = (OLDER.fullmatch(path.name) for path in folder.glob("previous*.pt"))
+    numbers = sorted(int(match[1] or 1) for match in found if match)
+    return [path for path in (folder / LAST, *(folder / _previous(n) for n in numbers)) if os.path.lexists(path)]
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename `path` to the first free one of NAME.WHY, NAME.WHY_2, ..., and return it."""
+    names = itertools.chain([why], (f"{why}_{number}" for number in itertools.count(2)))
+    free = next(new for name in names if not os.path.lexists(new := path.with_name(f"{path.name}.{name}")))
+    os.replace(path, free)
+    return free
+
+
+def files_to_write(folder: Path, keep: int) -> list[Path]:
+    """Return the checkpoints of a run's folder, those to come included."""
+    return [folder / name for name in (LAST, BEST, *map(_previous, range(1, keep)))]
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the name under which `path` is written before it is moved to its place."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write and fsync a temporary file beside `path`, and return it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write and fsync a temporary file next to `path`, and return it."""
+    temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"{path}: cannot be written ({cause.strerror}); free space or choose another output_dir"
-        ) from None
+        raise cause if isinstance(cause, OSError) else error from None
     return temporary
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that names the file and the cause."""
+    try:
+        yield
+    except IsADirectoryError as error:
+        raise UserError(
+            f"{error.filename2 or error.filename}: a folder where a file is written; move it away"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -58,7 +58,8 @@ def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
 def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:
     """SGD with a weight decay of its own for gamma and beta of every norm, and a rate of its own for the body.
 
-    A group's `rate` is what the schedule's rate is multiplied by: 1 for the head, `body_lr` for all else.
+    A group's `rate` is what the schedule's rate is multiplied by: 1 for the head, `body_lr` for all else. Frozen
+    parameters are in their groups like the others; SGD skips them, since they never have a gradient.
     """
     norm = list(model.norm_parameters())
     head = list(model.head.parameters())

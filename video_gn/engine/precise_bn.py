@@ -12,6 +12,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from video_gn.engine.distributed import World
+from video_gn.models.freeze import frozen_modules
 from video_gn.norm.roles import precise_norms, running_statistics, stateful_norms
 
 
@@ -100,7 +101,10 @@ def average_running_statistics(model: nn.Module, world: World) -> None:
     """
     if world.size == 1:
         return
+    frozen = frozen_modules(model)  # the same on all ranks: a mean could move their last bit
     for norm in stateful_norms(model):
+        if norm in frozen:
+            continue
         statistics = running_statistics(norm)
         if {"running_mean", "running_var"} <= statistics.keys():
             world.mean_of_moments([statistics.pop("running_mean")], [statistics.pop("running_var")])

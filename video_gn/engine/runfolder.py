@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +18,12 @@ from video_gn.config import Config, differences, load_config, parse_config, to_y
 from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.checkpoint import Checkpoint
+from video_gn.engine.lock import LOCK
+from video_gn.engine.writers import EVENTS, restore_log
 from video_gn.errors import UserError
+
+CHECKPOINTED = ".checkpointed"
+"""Empty file in a run's folder once it has had a last.pt: without one it is not a run killed in its first epoch."""
 
 FREE_TO_CHANGE = {
     *(
@@ -57,21 +64,35 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
         raise UserError(f"{folder}: cannot make the run's folder ({error.strerror}); set output_dir") from None
     facts = environment() | {"derived": derived or {}}
     ckpt.write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    if state is not None:
+        _check_best(folder / "checkpoints" / ckpt.BEST, state)
+        restore_log(folder, state["loop"]["log_lines"])
     return state
+
+
+def save_last(folder: Path, state: Checkpoint, keep: int) -> None:
+    """Write the run's last.pt (`checkpoint.save_last`), and remember that there has been one."""
+    ckpt.save_last(folder / "checkpoints", state, keep)
+    (folder / CHECKPOINTED).touch()
 
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
     """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
-    if not folder.is_dir() or all(path.name == ".config.yaml.tmp" for path in folder.iterdir()):
+    if not folder.is_dir() or all(path.name in (".config.yaml.tmp", LOCK) for path in folder.iterdir()):
         return None  # at most, a start was killed before it had written the first file
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
+    checkpoints = folder / "checkpoints"
+    if not os.path.lexists(folder / "config.yaml"):
+        if not ckpt.exists(checkpoints):
+            raise UserError(f"{folder}: not empty and not a run's folder; choose another output_dir")
+        say(f"warning: {folder / 'config.yaml'} is missing; written again from this command")
+    _check_no_folder_in_the_way(folder, config.checkpoint.keep)
     if config.resume == "never":
         raise UserError(f"{folder}: holds a run, and resume is never; choose another output_dir or delete the folder")
-    state = ckpt.load_last(folder / "checkpoints", say)
-    if state is None:  # it ended before its first checkpoint
+    state = ckpt.load_last(checkpoints, say)
+    if state is None:
+        _check_no_history(folder)
         _check_same_experiment(folder, load_config(folder / "config.yaml"), config)
-        return None
+        return None  # it ended before its first checkpoint
     if not {"optimizer", "best_error", "lists", "loop"} <= state.keys():
         raise UserError(f"{folder}: its checkpoint has weights but no training state; choose another output_dir")
     old = parse_config(state["config"], source=f"{folder}: config of its checkpoint")
@@ -80,6 +101,47 @@ def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoin
         if state["lists"][name] != digest:
             raise UserError(f"{folder}: the {name} list has changed since this run began; choose another output_dir")
     return state
+
+
+def _check_no_history(folder: Path) -> None:
+    """Raise UserError where there has been a checkpoint: a start from scratch would end what was trained."""
+    began = (folder / "checkpoints").is_dir()  # made before the log
+    logs = [name for name in ("log.jsonl", EVENTS) if any(folder.glob(name))]
+    if (folder / CHECKPOINTED).exists() or (logs and not began):
+        best = folder / "checkpoints" / ckpt.BEST
+        hint = f" (or copy {ckpt.BEST} to {ckpt.LAST}, to resume from its epoch)" if best.exists() else ""
+        raise UserError(
+            f"{folder}: a run that has lost its checkpoints; put checkpoints/{ckpt.LAST} back{hint}, or, to train from "
+            "scratch, choose another output_dir or delete the folder"
+        )
+
+
+def _check_no_folder_in_the_way(folder: Path, keep: int) -> None:
+    """Raise UserError where a folder has the name of a file that the run is going to write."""
+    names = ["config.yaml", "environment.json", "log.jsonl", "unreadable.txt", CHECKPOINTED]
+    files = [folder / name for name in names] + ckpt.files_to_write(folder / "checkpoints", keep)
+    for path in (*files, *map(ckpt.temporary_of, files)):
+        if path.is_dir() and path.name not in (ckpt.LAST, ckpt.BEST):  # these are set aside, as damaged ones
+            raise UserError(
+                f"{folder}: {path.relative_to(folder)} is a folder, and the run writes a file of that name; move it "
+                "away or choose another output_dir"
+            )
+
+
+def _check_best(path: Path, state: Checkpoint) -> None:
+    """Name a missing or damaged best.pt, and let the next evaluation write it again, whatever its error."""
+    if state["best_error"] == math.inf:  # none has been written
+        return
+    again = "the next evaluation, if there is one, writes it again"
+    if not os.path.lexists(path):
+        say(f"warning: {path} is missing; {again}")
+    else:
+        try:
+            ckpt.load(path)
+            return
+        except UserError as error:
+            say(f"warning: {error}; set aside as {ckpt.set_aside(path, 'damaged').name}, and {again}")
+    state["best_error"] = math.inf
 
 
 def _check_same_experiment(folder: Path, old: Config, new: Config) -> None:

@@ -37,20 +37,22 @@ from video_gn.engine.datasets import (
     val_dataset,
 )
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
+from video_gn.engine.lock import hold_on_rank0
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
 from video_gn.engine.preempt import Stop, stop_signals
 from video_gn.engine.profile import trace
-from video_gn.engine.runfolder import open_run
+from video_gn.engine.runfolder import open_run, save_last
 from video_gn.engine.schedule import rate_factor
 from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
 from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
+from video_gn.models.freeze import parts_to_freeze
 from video_gn.models.inflate import initialize
-from video_gn.models.info import describe, table
+from video_gn.models.info import describe, frozen_in_words, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
 from video_gn.norm.roles import precise_norms
@@ -67,8 +69,8 @@ def train(config: Config, world: World) -> None:
     train_records = read_train_records(config, world)
     names = world.first(lambda: class_names(config))
     val_records = read_records(config, config.data.val_list, world, names)
-    check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
-    with stop_signals() as stop:
+    with stop_signals() as stop, hold_on_rank0(Path(config.output_dir), world):
+        check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
         world.share(stop)
         trainer = Trainer(config, world, train_records, val_records, names, stop)
         if trainer.epochs_done >= config.train.epochs:
@@ -110,6 +112,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.memory_format = memory_format(config)
         self.model: Network = build_model(config.model, config.dims).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model.freeze(parts_to_freeze(self.model, config.optim))
         if config.train.percentiles_of is not None:
             find_layer(self.model, config.train.percentiles_of)
         if isinstance(self.model, ResNet):
@@ -399,7 +402,7 @@ class Trainer:
         say(f"val error, median of the last {len(errors)} evaluations: {median:.2f} %")
 
     def _prepare_norms(self) -> None:
-        """Give norms their statistics for evaluation and checkpoints: the same on all ranks, Batch Norm precise ones."""
+        """Set statistics for evaluation and checkpoints: the same on all ranks, precise ones of Batch Norm."""
         number = min(self.config.train.precise_bn_batches, self.plan.steps_per_epoch * self.plan.passes)
         average_running_statistics(self.model, self.world)
         if number and precise_norms(self.model):
@@ -439,12 +442,11 @@ class Trainer:
                 "ranks": ranks,
             },
         }
-        folder = self.folder / "checkpoints"
         writers.sync()
         if best:  # first: a kill before last.pt does this epoch's end again, one after it would leave best.pt behind
-            ckpt.save(folder / ckpt.BEST, state)
+            ckpt.save(self.folder / "checkpoints" / ckpt.BEST, state)
         if last:
-            ckpt.save_last(folder, state, self.config.checkpoint.keep)
+            save_last(self.folder, state, self.config.checkpoint.keep)
 
     def _resume(self) -> None:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks; else `model.init_from`."""
@@ -495,15 +497,15 @@ class Trainer:
 
     def _announce(self, writers: Writers | None) -> None:
         config = self.config
-        parameters = sum(p.numel() for p in self.model.parameters())
+        info = describe(config)
         net = f"{config.model.arch} {config.model.temporal} {config.model.norm}"
-        say(f"run {self.folder}: {net}, {parameters:,} parameters")
+        say(f"run {self.folder}: {net}, {info['parameters']:,} parameters{frozen_in_words(info)}")
         say(f"{len(self.train_clips)} training and {len(self.val_clips)} validation videos; {self.plan}")
         if self.step_done:
             say(f"resuming after step {self.step_done} of {self.last_step}")
         if writers is not None:
             writers.text("config", f"```\n{(self.folder / 'config.yaml').read_text()}\n```\n{self.plan}")
-            writers.text("model", f"```\n{table(describe(config))}\n```")
+            writers.text("model", f"```\n{table(info)}\n```")
 
 
 def parallel(model: nn.Module) -> nn.Module:

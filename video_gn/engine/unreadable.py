@@ -61,7 +61,7 @@ class Unreadable:
         self.paths |= new.keys()
         if not new or not aloud:
             return
-        known = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        known = self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.exists() else []
         in_file = {line.split("\t")[0] for line in known}
         with self.file.open("a", encoding="utf-8") as file:
             for path, reason in new.items():

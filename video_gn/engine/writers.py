@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from video_gn.config import Config, load_config, parse_config
+from video_gn.console import say
 from video_gn.engine import checkpoint
 from video_gn.errors import UserError
 
@@ -36,11 +37,11 @@ class Writers:
 
     def __init__(self, folder: Path, lines: int = 0) -> None:
         self.path = folder / "log.jsonl"
-        kept = read_log(folder)[:lines] if self.path.exists() else []
+        kept = read_log(folder)[:lines] if lines and self.path.exists() else []
         checkpoint.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self.lines = len(kept)
         self.log = self.path.open("a", encoding="utf-8")
-        stale = list(folder.glob(EVENTS))
+        stale = [path for path in folder.glob(EVENTS) if not path.is_dir()]
         with self._told():
             self.tensorboard = SummaryWriter(str(folder), purge_step=1)  # for a TensorBoard that is showing the run
             for record in kept:
@@ -59,9 +60,7 @@ class Writers:
             UserError: the disk is full, or another reason why nothing can be written.
         """
         record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3)}
-        finite = {
-            name: float(f"{v:.7g}") if math.isfinite(v) else None for name, v in values.items()
-        }  # NaN is not JSON
+        finite = {name: _rounded(value) for name, value in values.items()}
         with self._told():
             self.log.write(json.dumps(record | finite) + "\n")
             self.log.flush()
@@ -103,19 +102,72 @@ class Writers:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's log.jsonl, without a last line cut short by a kill; else those of its event files.
+    """Return the records of a run's log.jsonl, else those of its event files. Lines that are not records are named.
+
+    A last line that was cut short by a kill is left out without a word.
 
     Raises:
         FileNotFoundError: there are neither.
+        UserError: log.jsonl cannot be read.
     """
     path = folder / "log.jsonl"
-    if not path.exists() and any(folder.glob(EVENTS)):
+    if not path.exists():
+        if not any(folder.glob(EVENTS)):
+            raise FileNotFoundError(path)
         return _read_events(folder)
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+    *lines, cut = _read_lines(path)
+    records = [_parse(line) for line in lines]
+    if strange := [number for number, record in enumerate(records, 1) if record is None]:
+        say(f"warning: {path}: {len(strange)} lines are not records and left out, line {strange[0]} first")
+    return [record for record in (*records, _parse(cut)) if record is not None]
+
+
+def restore_log(folder: Path, lines: int) -> None:
+    """Make log.jsonl begin with the `lines` records before a checkpoint, from the event files where it does not.
+
+    Does nothing where it does. Else what is wrong is named, and log.jsonl and the event files are set aside.
+
+    Raises:
+        UserError: log.jsonl cannot be read or written.
+    """
+    path = folder / "log.jsonl"
+    found = [_parse(line) for line in (_read_lines(path) if path.exists() else [])[:lines]]
+    logged = [record for record in found if record is not None]
+    if len(logged) == lines:
+        return
+    shown = _read_events(folder)[:lines] if any(folder.glob(EVENTS)) else []
+    kept = max(logged, shown, key=len)
+    state = (
+        f"holds {len(logged)} of the {lines} records before the checkpoint"
+        if path.exists()
+        else f"is missing, {lines} records"
+    )
+    restored = f"{len(kept)} are restored from TensorBoard's files" if kept is shown else "the others are lost"
+    aside = [checkpoint.set_aside(path, "set_aside")] if os.path.lexists(path) else []
+    for events in sorted(folder.glob(EVENTS)):  # by a name that TensorBoard does not read
+        aside.append(events.rename(events.with_name(events.name.replace("tfevents", "set_aside"))))
+    checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    there = f"; what was there is now {', '.join(file.name for file in aside)}" if aside else ""
+    say(f"warning: {path} {state}; {restored}{there}")
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a log, the last one without its end; bytes that are not UTF-8 are replaced."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); move it away or make it readable") from None
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Return a line's record; None if it is not one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("kind"), str)
+    numbers = (record.get(name) for name in ("step", "epoch", "time")) if is_record else ()
+    return record if is_record and all(isinstance(number, (int, float)) for number in numbers) else None
 
 
 def read_config(folder: Path) -> Config:
@@ -145,10 +197,18 @@ def _read_events(folder: Path) -> list[dict[str, Any]]:
             if tag != EPOCH and (epoch := epochs.get((e.wall_time, e.step))) is not None:  # else another program's
                 begun = {"kind": kind, "step": e.step, "epoch": round(epoch, 4), "time": e.wall_time}
                 record = records.setdefault((kind, e.wall_time, e.step), begun)
-                record[tag] = e.value if math.isfinite(e.value) else None
+                record[tag] = _rounded(e.value)
     order = ("train", "epoch", "summary")
     return sorted(records.values(), key=lambda record: (record["step"], order.index(record["kind"])))
 
 
+def _rounded(value: float) -> float | None:
+    """Return a value as it is logged, to 7 digits; None if it is not finite, which JSON cannot say."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
 def _events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    try:
+        return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    except OSError as error:  # a folder of such a name, or no permission
+        raise UserError(f"{folder}: cannot read its event files ({error.strerror}); move the bad one away") from None

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from video_gn.config import Config
 from video_gn.models import Network, build_model
+from video_gn.models.freeze import parts_to_freeze
 
 STAGES = ("stem", "res2", "pool2", "res3", "res4", "res5")
 
@@ -18,16 +19,20 @@ def describe(config: Config) -> dict[str, Any]:
     """Measure the config's network for one training clip (or image) on the meta device (nothing is computed).
 
     Returns:
-        `parameters`: their count. `gmacs`: 1e9 multiply-adds of the convolutions and the FC, forward.
+        `parameters`: their count. `trainable`: the count of those that are not frozen. `frozen`: names of frozen parts.
+        `gmacs`: 1e9 multiply-adds of the convolutions and the FC, forward.
         `activation_mib`: what autograd keeps for the backward pass of one clip in fp32, MiB.
         `input` and `stages`: [T, H, W] of the clip and of each stage's output ([H, W] of images; ResNets alone).
     """
     with torch.device("meta"):
         model = build_model(config.model, config.dims)
+        model.freeze(parts_to_freeze(model, config.optim))
         size = (config.data.frames, config.data.crop, config.data.crop)
         clip = torch.empty(1, 3, *size[-config.dims :])
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "frozen": list(model.frozen),
         "gmacs": _multiply_adds(model, clip) / 1e9,
         "activation_mib": _saved_bytes(model, clip) / 2**20,
         "input": list(clip.shape[2:]),
@@ -78,7 +83,7 @@ def _stage_shapes(model: Network, clip: Tensor) -> dict[str, list[int]]:
 def table(info: dict[str, Any]) -> str:
     """`describe`'s result for a person."""
     lines = [
-        f"parameters   {info['parameters'] / 1e6:.2f} M",
+        f"parameters   {info['parameters'] / 1e6:.2f} M{frozen_in_words(info)}",
         f"GMACs        {info['gmacs']:.2f} (one clip, forward; convolutions and FC)",
         f"activations  {info['activation_mib']:.0f} MiB kept for the backward pass of one clip in fp32",
         "",
@@ -86,3 +91,10 @@ def table(info: dict[str, Any]) -> str:
     ]
     shapes = {"input": info["input"], **info["stages"]}
     return "\n".join(lines + [f"{name:8} {' x '.join(map(str, shape))}" for name, shape in shapes.items()])
+
+
+def frozen_in_words(info: dict[str, Any]) -> str:
+    """Return what of `describe`'s network is frozen, to follow the count of parameters; nothing if nothing is."""
+    if not info["frozen"]:
+        return ""
+    return f"; frozen: {', '.join(info['frozen'])}; trained: {info['trainable']:,} parameters"

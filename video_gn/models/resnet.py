@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from video_gn.models.freeze import Freezable
 from video_gn.norm import NormFactory, normalize
 from video_gn.norm.roles import StartingBuffers, recomputes_compiled
 
@@ -106,7 +107,7 @@ class Head(nn.Module):
         return self.fc(self.dropout(x.flatten(2).transpose(1, 2)))
 
 
-class ResNet(nn.Module):
+class ResNet(Freezable):
     """ResNet of bottleneck blocks over clips or images.
 
     Args:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
+from video_gn.models.freeze import Freezable
 from video_gn.norm import NormFactory, normalize
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """(channels in units of the width, convolutions) of each stage; a 2x2 max-pool ends it."""
 
 
-class VGG(nn.Module):
+class VGG(Freezable):
     """13 convolutions 3x3 in 5 stages, then FC, FC, FC with dropout.
 
     Args:
