@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,18 @@ def read_list(
     if not records:
         raise UserError(f"{file} lists no video; write one a line, as `path label`")
     return records
+
+
+def format_line(path: str, label: int) -> str:
+    """Return the line of a list that `read_list` reads as this path and label; the path has no line break."""
+    quoted = '"' + path.replace('"', '""') + '"' if path != path.strip(BLANKS) or path[0] in '#"' else path
+    return f"{quoted} {label}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first 20 of the names, and how many more there are."""
+    more = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more
 
 
 def video_path(record: Record, root: str) -> str:
