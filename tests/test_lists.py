@@ -21,6 +21,7 @@ from video_gn.data.lists import (
     read_list,
     video_path,
 )
+from video_gn.engine.datasets import list_warnings
 from video_gn.errors import UserError
 
 
@@ -466,6 +467,34 @@ def test_labels_that_begin_at_1(tmp_path: Path) -> None:
     assert "labels begin at 0, and these are 1 to 3 for model.num_classes 3; subtract 1 from each" in message
     assert "outside 0 to 2" in refusal(tmp_path, "a.mp4 0\nb.mp4 3\n", num_classes=3)
     assert "outside 0 to 2" in refusal(tmp_path, "a.mp4 1\nb.mp4 4\n", num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "names", "expected"),
+    [
+        ([0, 1], [0, 1], "ab", []),
+        ([0, 0], [0], "a", ["model.num_classes is 1"]),
+        ([1, 2], [1], "012", ["class 0 (0) has no training video: labels begin at 0", "set model.num_classes=2"]),
+        ([0, 1], [1], list(map(str, range(400))), ["is 400, and the training list's labels are 0 to 1; set .*=2"]),
+        ([0, 1], [2], "abc", ["1 of 3 classes have no training video: c; add videos"]),
+        ([0, 3], [1], "0123", ["2 of 4 classes have no training video: 1, 2;"]),
+    ],
+)
+def test_odd_lists_are_warned_about(train: list[int], val: list[int], names: list[str], expected: list[str]) -> None:
+    records = [Record(f"t{n}.mp4", label, n + 1) for n, label in enumerate(train)]
+    others = [Record(f"v{n}.mp4", label, n + 1) for n, label in enumerate(val)]
+    warnings = list_warnings(records, others, list(names))
+    assert len(warnings) == bool(expected)
+    assert all(re.search(re.escape(part).replace(r"\.\*", ".*"), warnings[0]) for part in expected)
+
+
+def test_videos_of_both_lists_are_warned_about() -> None:
+    train = [Record(f"{n}.mp4", n, n + 1) for n in range(3)]
+    assert list_warnings(train, [Record("3.mp4", 0)], "abc") == []
+    (warning,) = list_warnings(train, train, "abc")
+    assert warning.startswith("all 3 validation videos are in the training list as well, such as 0.mp4: ")
+    (warning,) = list_warnings(train, [Record("a/../1.mp4", 1), Record("3.mp4", 0)], "abc")
+    assert warning.startswith("1 of 2 validation videos are in the training list")
 
 
 def test_where_the_files_are_is_named(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-FilePath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path, ~ at its begin replaced by the home folder."""
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path; ~ at its start becomes the home folder."""
 
 
 class Section(BaseModel):
@@ -64,7 +64,7 @@ class ModelConfig(Section):
     """Batch Renorm: training forwards as plain Batch Norm."""
     brn_ramp: Annotated[int, Field(ge=0)] = 20000
     """Batch Renorm: training forwards over which its bounds open after that."""
-    init_from: FilePath | None = None
+    init_from: UserPath | None = None
     """Weights to begin with: a file, or a name such as torchvision:resnet50 (docs/weights.md); 2D ones are inflated."""
     init_drop: tuple[str, ...] = ()
     """Patterns of keys of `init_from` to leave out, such as "*.running_*"."""
@@ -83,15 +83,15 @@ class DataConfig(Section):
 
     kind: Literal["videos", "images"] = "videos"
     """`images` trains the 2D net on an ImageFolder tree: `train_list` and `val_list` name its folders, frames is 1."""
-    root: FilePath = "."
+    root: UserPath = "."
     """Folder that the entries of the lists are relative to, or a URL as s3://bucket/k400 (docs/object_stores.md)."""
     absolute_paths: bool = False
     """Entries of lists may be absolute paths or URLs, or lead out of `root` by `..`; else that is an error."""
-    train_list: FilePath = "train.csv"
+    train_list: UserPath = "train.csv"
     """A list's path is tried as given, then under `root`."""
-    val_list: FilePath = "val.csv"
-    test_list: FilePath = "val.csv"
-    class_names: FilePath | None = None
+    val_list: UserPath = "val.csv"
+    test_list: UserPath = "val.csv"
+    class_names: UserPath | None = None
     """File with one class name a line (line number = label)."""
     frames: Positive = 32
     stride: Annotated[int, Field(ge=0)] = 2
@@ -118,7 +118,7 @@ class DataConfig(Section):
     """Decoding processes a rank; 0 decodes in the main process."""
     max_unreadable: Annotated[int, Field(ge=0)] = 10
     """More different unreadable training videos than this end the run."""
-    quarantine: FilePath | None = None
+    quarantine: UserPath | None = None
     """Report of tools/prepare.py --check: its bad videos are left out of training and not scored (docs/bad_data.md)."""
     timeout: Annotated[float, Field(gt=0, le=2_000_000)] = 300
     """Seconds without a batch after which the workers are taken for hung."""
@@ -229,7 +229,7 @@ class CheckpointConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    output_dir: FilePath
+    output_dir: UserPath
     """The run's folder; default runs/NAME of the config file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -51,9 +51,11 @@ def _why_not(clips: int, global_batch: int, num_videos: int, ranks: int, clips_p
     """Return what is wrong with the batch sizes, and values of both keys that work together."""
     problems = []
     if global_batch % (clips * ranks):
-        problems.append(f"not a multiple of train.clips_per_gpu x ranks = {clips} x {ranks}")
+        problems.append(
+            f"train.global_batch {global_batch} is not a multiple of clips_per_gpu x ranks = {clips} x {ranks}"
+        )
     if num_videos < global_batch:
-        problems.append(f"larger than the training list of {num_videos} videos")
+        problems.append(f"the training list has {num_videos} videos, fewer than one global batch of {global_batch}")
     if num_videos < ranks:
         remedy = f"{ranks} ranks cannot share {num_videos} videos; start at most {num_videos}"
     elif num_videos < clips_per_video * ranks:
@@ -62,7 +64,7 @@ def _why_not(clips: int, global_batch: int, num_videos: int, ranks: int, clips_p
         fitting = min(clips, num_videos // ranks) // clips_per_video * clips_per_video
         batch = max(min(global_batch, num_videos) // (fitting * ranks), 1) * fitting * ranks
         remedy = f"set train.clips_per_gpu={fitting} train.global_batch={batch}"
-    return f"train.global_batch {global_batch} is {' and '.join(problems)}; {remedy}"
+    return f"{' and '.join(problems)}; {remedy}"
 
 
 def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:
