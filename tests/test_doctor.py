@@ -325,6 +325,20 @@ def test_lists_without_what_is_in_quarantine(tmp_path):
     assert (val.status, val.text) == ("ok", "1 videos; 0 of them looked for and there")
 
 
+def test_labels(tmp_path):
+    """Said as training says it: a class that nothing teaches, videos of both lists."""
+    (tmp_path / "train.csv").write_text("x.mp4 1\ny.mp4 2\n")
+    (tmp_path / "val.csv").write_text("z.mp4 0\n./y.mp4 2\n")
+    target = Target(tmp_path, tmp_path, parse_config({"output_dir": "x", "data": {"root": str(tmp_path)}}))
+    config = parse_config({"output_dir": "x", "data": {"root": str(tmp_path)}, "model": {"num_classes": 3}})
+    begin, shared = doctor.labels(target._replace(config=config))
+    assert begin.status == shared.status == "warning" and "labels begin at 0" in begin.text
+    assert begin.remedy == "Subtract 1 from each and set model.num_classes=2."
+    assert "1 of 2 validation videos are in the training list" in shared.text
+    (tmp_path / "val.csv").unlink()
+    assert list(doctor.labels(target)) == []  # `lists` says so
+
+
 def test_output_folder(tmp_path, monkeypatch):
     target = Target(tmp_path, tmp_path / "runs" / "new")
     (line,) = doctor.output_folder(target)

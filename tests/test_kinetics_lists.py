@@ -171,7 +171,7 @@ def test_table(script: ModuleType, tmp_path: Path, train_csv: str, capsys: pytes
     assert "took a/AAAAAAAAAAA_000010_000020.mp4, left train/AAAAAAAAAAA.webm" in captured.out
     assert "took a/AAAAAAAAAAA_000010_000020.mp4, left other/AAAAAAAAAAA.mp4" in captured.out
     assert "no val.csv written: no val video was found" in captured.out
-    assert sorted(os.listdir(tmp_path / "new" / "lists")) == ["missing_train.txt", "train.csv"]
+    assert sorted(os.listdir(tmp_path / "new" / "lists")) == [".make_lists.json", "missing_train.txt", "train.csv"]
 
 
 def test_train_without_the_official_list(script: ModuleType, tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_train_without_the_official_list(script: ModuleType, tmp_path: Path) -> 
         "val/abseiling/0wR5jVB-WPk_000417_000427.mp4",
         "elsewhere/yoga/FFFFFFFFFFF.mp4",
     )
-    stale = tmp_path / "k400" / "missing_train.txt"
-    stale.touch()
+    notes = tmp_path / "k400" / "missing_train.txt"
+    notes.write_text("mine\n")
     assert script.main([root]) == 0
     assert read_list("train.csv", root, 400) == [
         Record("train/Massaging_person's_head/clip 1.mp4", 196),
@@ -195,7 +195,7 @@ def test_train_without_the_official_list(script: ModuleType, tmp_path: Path) -> 
         Record("train/yoga/AAAAAAAAAAA.mp4", 398),
     ]
     assert read_list("val.csv", root, 400) == [Record("val/abseiling/0wR5jVB-WPk_000417_000427.mp4", 0)]
-    assert not stale.exists()
+    assert notes.read_text() == "mine\n"
 
 
 def fails(script: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -235,6 +235,9 @@ def test_overwrite_only_by_force(script: ModuleType, tmp_path: Path, capsys: pyt
     assert (tmp_path / "val.csv").read_text() == "mine\n"
     assert script.main([root, "--force"]) == 0
     assert (tmp_path / "val.csv").read_text() == "0wR5jVB-WPk.mp4 0\n"
+    assert (tmp_path / "val.csv.bak").read_text() == "mine\n"
+    assert script.main([root, "--force"]) == 0
+    assert not (tmp_path / "val.csv.bak2").exists()  # this one was the script's own
 
 
 def test_an_official_list_is_never_overwritten(
@@ -267,16 +270,17 @@ def test_bad_official_list(
     assert re.search(rf"bad\.csv.*{rule}", fails(script, capsys, str(tmp_path), "--train-csv", str(bad)))
 
 
-def test_links_are_followed_once_and_odd_names_left_out(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_links_are_followed_and_odd_names_quoted(script: ModuleType, tmp_path: Path) -> None:
     make_tree(tmp_path / "disk", "0wR5jVB-WPk.mp4")
     root = tmp_path / "k400"
     make_tree(root, "# odd/3caPS4FHFF8.mp4")
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / "val").symlink_to(tmp_path / "disk", target_is_directory=True)
-    assert [video.path for video in script.find_videos(str(root))] == ["val/0wR5jVB-WPk.mp4"]
-    assert "'# odd/3caPS4FHFF8.mp4' left out" in capsys.readouterr().err
+    assert script.main([str(root)]) == 0
+    assert read_list("val.csv", str(root), 400) == [
+        Record("val/0wR5jVB-WPk.mp4", 0),
+        Record("# odd/3caPS4FHFF8.mp4", 0),
+    ]
 
 
 def test_help_needs_no_torch() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from video_gn.data.list_forms import form_of_lines, form_of_path
 from video_gn.data.lists import (
     Record,
     check_files,
@@ -20,6 +21,7 @@ from video_gn.data.lists import (
     read_list,
     video_path,
 )
+from video_gn.engine.datasets import list_warnings
 from video_gn.errors import UserError
 
 
@@ -379,6 +381,145 @@ def test_missing_files_beyond_20_are_counted(tmp_path: Path) -> None:
         check_files(records, str(tmp_path / "x"), "train.csv")
     told = re.findall(r"line (\d+) \('\1.mp4'\)", str(error.value))
     assert told == [str(number) for number in range(1, 21)]
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder with a/1.mp4, a/2 b.MP4, frames of a video in a/frames1, and one whose name is not ASCII."""
+    root = tmp_path / "root"
+    for name in ("a/1.mp4", "a/2 b.MP4", "a/frames1/img_00001.jpg", "a/frames1/img_00002.jpg", "caf\xe9/3.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+NUMBERS, INDEX, QUOTES = "a number more stands between", "(an index column; pandas", "quotes or commas are around"
+WINDOWS, FRAMES = r"separated by \ as in Windows", "is a folder of frames, and videos are read"
+
+
+@pytest.mark.parametrize(
+    ("lines", "forms", "instead"),
+    [
+        ("a/frames1 0", [FRAMES, "-i ROOT/a/frames1/img_%05d.jpg ROOT/a/frames1.mp4"], "a/frames1.mp4 0"),
+        ("a/frames1/ 0", [FRAMES], "a/frames1.mp4 0"),
+        ("a/frames1 163 0", [NUMBERS, FRAMES], "a/frames1.mp4 0"),
+        ("a/frames1 1 163 2", [NUMBERS, FRAMES], "a/frames1.mp4 2"),
+        ("a/1.mp4 163 0", [NUMBERS, "a second label"], "a/1.mp4 0"),
+        ("a/1.mp4 0 2", [NUMBERS], "a/1.mp4 2"),
+        ("a/1.mp4 0,2", [NUMBERS], "a/1.mp4 2"),
+        ("a/1.mp4,0.0,10.0,2", [NUMBERS], "a/1.mp4 2"),
+        (",path,label\n0,a/1.mp4,0\n1,a/2 b.MP4,1", [INDEX], "a/1.mp4 0"),
+        ("0\ta/1.mp4\t0", [INDEX], "a/1.mp4 0"),
+        (',path,label\n0,"a/2 b.MP4",0', [INDEX, QUOTES], "a/2 b.MP4 0"),
+        ("0 a/frames1 163 2", [NUMBERS, INDEX, FRAMES], "a/frames1.mp4 2"),
+        (r"a\1.mp4 0", [WINDOWS], "a/1.mp4 0"),
+        (r"a\2 b.MP4,0", [WINDOWS], "a/2 b.MP4 0"),
+        (r'"C:\videos\a\1.mp4",0', [WINDOWS, "'C:/videos' is not a folder in data.root"], "a/1.mp4 0"),
+        ("D:/a/1.mp4 0", ["'D:' is not a folder in data.root"], "a/1.mp4 0"),
+        ("other/root/a/1.mp4 0", ["'other/root' is not a folder in data.root"], "a/1.mp4 0"),
+        ("'a/1.mp4', 0", [QUOTES], "a/1.mp4 0"),
+        ("a/1.mp4,,0", [QUOTES], "a/1.mp4 0"),
+        ("a/1 0", ["the suffix is left out"], "a/1.mp4 0"),
+        ("a/2 b 1", ["the suffix is left out"], "a/2 b.MP4 1"),
+        ("a/1.avi 0", ["the suffix is another one"], "a/1.mp4 0"),
+        ("A/1.MP4 0", ["letter case differs"], "a/1.mp4 0"),
+        ("a/2%20b.MP4 0", ["written as in a URL"], "a/2 b.MP4 0"),
+        ("cafe\u0301/3.mp4 0", ["accents are written in another form"], "caf\xe9/3.mp4 0"),
+        ("a 0", ["'a' is a folder, and a video is a file"], "a/VIDEO.mp4 0"),
+    ],
+)
+def test_the_form_of_another_program_is_named(videos: Path, lines: str, forms: list[str], instead: str) -> None:
+    file = videos.parent / "train.csv"
+    file.write_text(lines + "\n")
+    records = read_list(str(file), str(videos), 400)
+    with pytest.raises(UserError) as error:
+        check_files(records, str(videos), str(file))
+    message = str(error.value).replace(str(videos), "ROOT")
+    assert all(form in message for form in forms), message
+    assert f"; write `{instead}` in line {records[0].line}" in message
+    assert "correct data.root" not in message and "files are not there" in message
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "number", "instead"),
+    [
+        ("0 a/1.mp4", "the labels come first", 1, "a/1.mp4 0"),
+        ("0 a/2 b.MP4\n1 a/1.mp4", "the labels come first", 1, "a/2 b.MP4 0"),
+        ("label,path\n3,a/1.mp4", "the labels come first", 2, "a/1.mp4 3"),
+        ("a/1.mp4;0\na/2 b.MP4; 1", "the columns are separated by semicolons", 1, "a/1.mp4 0"),
+        ("path;label\na/1.mp4;0", "the columns are separated by semicolons", 2, "a/1.mp4 0"),
+        ('"a/1.mp4,0"', "quotes are around the lines", 1, "a/1.mp4 0"),
+        ('"a/2 b.MP4 0"', "quotes are around the lines", 1, "a/2 b.MP4 0"),
+    ],
+)
+def test_lines_in_another_order(tmp_path: Path, lines: str, name: str, number: int, instead: str) -> None:
+    message = refusal(tmp_path, lines + "\n")
+    assert message.startswith(f"{tmp_path / 'list.csv'}: {name}; write `{instead}` in line {number}")
+
+
+def test_labels_may_be_quoted(tmp_path: Path) -> None:
+    assert read(tmp_path, '"path","label"\n"a b.mp4","3"\nc.mp4,"0"\n') == [Record("a b.mp4", 3), Record("c.mp4", 0)]
+    assert "the label '\"x\"' is not an integer" in refusal(tmp_path, 'a.mp4,"x"\n')
+
+
+def test_labels_that_begin_at_1(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "a.mp4 1\nb.mp4 2\nc.mp4 3\n", num_classes=3)
+    assert "labels begin at 0, and these are 1 to 3 for model.num_classes 3; subtract 1 from each" in message
+    assert "outside 0 to 2" in refusal(tmp_path, "a.mp4 0\nb.mp4 3\n", num_classes=3)
+    assert "outside 0 to 2" in refusal(tmp_path, "a.mp4 1\nb.mp4 4\n", num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "names", "expected"),
+    [
+        ([0, 1], [0, 1], "ab", []),
+        ([0, 0], [0], "a", ["model.num_classes is 1"]),
+        ([1, 2], [1], "012", ["class 0 (0) has no training video: labels begin at 0", "set model.num_classes=2"]),
+        ([0, 1], [1], list(map(str, range(400))), ["is 400, and the training list's labels are 0 to 1; set .*=2"]),
+        ([0, 1], [2], "abc", ["1 of 3 classes have no training video: c; add videos"]),
+        ([0, 3], [1], "0123", ["2 of 4 classes have no training video: 1, 2;"]),
+    ],
+)
+def test_odd_lists_are_warned_about(train: list[int], val: list[int], names: list[str], expected: list[str]) -> None:
+    records = [Record(f"t{n}.mp4", label, n + 1) for n, label in enumerate(train)]
+    others = [Record(f"v{n}.mp4", label, n + 1) for n, label in enumerate(val)]
+    warnings = list_warnings(records, others, list(names))
+    assert len(warnings) == bool(expected)
+    assert all(re.search(re.escape(part).replace(r"\.\*", ".*"), warnings[0]) for part in expected)
+
+
+def test_videos_of_both_lists_are_warned_about() -> None:
+    train = [Record(f"{n}.mp4", n, n + 1) for n in range(3)]
+    assert list_warnings(train, [Record("3.mp4", 0)], "abc") == []
+    (warning,) = list_warnings(train, train, "abc")
+    assert warning.startswith("all 3 validation videos are in the training list as well, such as 0.mp4: ")
+    (warning,) = list_warnings(train, [Record("a/../1.mp4", 1), Record("3.mp4", 0)], "abc")
+    assert warning.startswith("1 of 2 validation videos are in the training list")
+
+
+def test_where_the_files_are_is_named(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list's folder, a folder in data.root, the one around it, the current one."""
+    records = [Record("a/1.mp4", 0, 1), Record("a/2 b.MP4", 1, 2)]
+    (videos / "lists").mkdir()
+    for root, list_path in ((videos.parent, "train.csv"), (videos / "a", "x.csv"), (videos / "x", f"{videos}/x.csv")):
+        with pytest.raises(UserError, match=f"; set data.root={re.escape(str(videos))}$"):
+            check_files(records, str(root), list_path)
+    monkeypatch.chdir(videos)
+    with pytest.raises(UserError, match=r"they are in '.', and data.root is '/nowhere'; set data.root=.$"):
+        check_files(records, "/nowhere", "x.csv")
+
+
+def test_one_lost_file_is_no_other_form(videos: Path) -> None:
+    records = [Record("a/frames1", 0, 1), Record("a/lost.mp4", 0, 2), Record("a/1.mp4", 0, 3)]
+    with pytest.raises(UserError, match=r"2 of 3 files are not there: .*; correct data\.root"):
+        check_files(records, str(videos), "train.csv")
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_path_has_a_form_or_none(path: str, more: str) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        form_of_path(f"{path}/{more}", root)
+        form_of_lines([path, more])
 
 
 def test_absolute_paths_are_looked_for_as_they_are(tmp_path: Path) -> None:

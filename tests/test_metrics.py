@@ -49,7 +49,7 @@ def test_meter_over_batches_of_different_sizes() -> None:
 def test_a_known_loss_is_a_mean_over_its_batch() -> None:
     meter = Meter(CPU)
     for places, loss in (([0, 1, 0], 2.0), ([1], 6.0)):
-        logits, labels = ranked(places, 4)
+        logits, labels = ranked(places, 6)
         meter.add(logits.requires_grad_(), labels, torch.tensor(loss, requires_grad=True))
     assert Averages.of(meter.sums) == Averages(3.0, 50.0, 0.0, 4)
     assert not meter.sums.requires_grad
@@ -96,6 +96,17 @@ def test_up_to_five_classes_have_no_top5_error(classes: int) -> None:
     best, among_five = topk_hits(scores, labels)
     assert best.tolist() == [classes == 1] * 3
     assert among_five.tolist() == [True] * 3
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5, 6])
+def test_up_to_five_classes_have_no_top5_figure(classes: int) -> None:
+    """NaN here, null in log.jsonl and test_*.json, "-" in tables."""
+    logits, labels = ranked([0] * 3, classes)
+    meter = Meter(CPU)
+    meter.add(logits, labels)
+    averages, result = Averages.of(meter.sums), accuracy(logits.numpy(), labels.numpy())
+    assert (averages.top1_error, result.top1) == (0, 100)
+    assert [math.isnan(value) for value in (averages.top5_error, result.top5)] == [classes < 6] * 2
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from video_gn.config import Config, ModelConfig, OptimConfig, TrainConfig
+from video_gn.config import Config, ModelConfig, OptimConfig, TrainConfig, parse_config
 from video_gn.engine.optim import BatchPlan, build_optimizer, plan_batches
 from video_gn.errors import UserError
 from video_gn.models import build_model
@@ -59,14 +59,51 @@ def test_the_plan_in_words() -> None:
 @pytest.mark.parametrize(("global_batch", "ranks"), [(None, 3), (12, 1), (16, 4), (4, 1)])
 def test_a_global_batch_of_parts_of_passes(global_batch: int | None, ranks: int) -> None:
     batch = 64 if global_batch is None else global_batch
-    with pytest.raises(UserError, match=rf"global_batch {batch} is not a multiple of .* 8 x {ranks}; change"):
+    with pytest.raises(UserError, match=rf"global_batch {batch} is not a multiple of .* 8 x {ranks}; set"):
         plan_batches(config(clips_per_gpu=8, global_batch=global_batch), 1000, ranks)
 
 
 def test_a_list_shorter_than_a_batch() -> None:
-    with pytest.raises(UserError, match=r"63 videos, fewer than one global batch of 64; lower train\.global_batch"):
+    with pytest.raises(
+        UserError, match=r"63 videos, fewer than one .* of 64; set train.clips_per_gpu=8 train.global_batch=56$"
+    ):
         plan_batches(config(), 63, 1)
     assert plan_batches(config(), 64, 1).steps_per_epoch == 1
+
+
+def test_one_mistake_is_one_error() -> None:
+    """4 videos: neither the global batch nor a micro-batch fits, and both keys are named at once."""
+    with pytest.raises(UserError, match=r"4 videos, .*; set train.clips_per_gpu=4 train.global_batch=4$"):
+        plan_batches(config(), 4, 1)
+    with pytest.raises(UserError, match=r"is not a multiple of .* = 8 x 3 and .* 40 videos, .*; set .*=8 .*=24$"):
+        plan_batches(config(), 40, 3)
+    with pytest.raises(UserError, match="8 ranks cannot share 4 videos; start at most 4"):
+        plan_batches(config(), 4, 8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    clips=st.integers(1, 12),
+    global_batch=st.integers(1, 100),
+    videos=st.integers(1, 120),
+    ranks=st.integers(1, 5),
+    clips_per_video=st.integers(1, 3),
+)
+def test_the_values_in_the_message_work(
+    clips: int, global_batch: int, videos: int, ranks: int, clips_per_video: int
+) -> None:
+    tree = {
+        "output_dir": "unused",
+        "train": {"clips_per_gpu": clips * clips_per_video, "global_batch": global_batch},
+        "data": {"clips_per_video": clips_per_video},
+    }
+    try:
+        plan_batches(parse_config(tree), videos, ranks)
+    except UserError as error:
+        assume(videos >= ranks * clips_per_video)
+        overrides = str(error).partition("; set ")[2].split()
+        assert [each.partition("=")[0] for each in overrides] == ["train.clips_per_gpu", "train.global_batch"]
+        assert plan_batches(parse_config(tree, overrides), videos, ranks).steps_per_epoch >= 1
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -309,6 +310,17 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
 
 def tool(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_odd_lists_are_warned_about_before_anything_else(tmp_path, videos):
+    tiny(tmp_path, videos)
+    done = tool("tools/train.py", str(tmp_path / "tiny.yaml"), "data.val_list=train.csv", "train.global_batch=400")
+    assert done.returncode == 2
+    *warnings, error = done.stderr.splitlines()
+    assert any(
+        re.match("warning: all .* validation videos are in the training list as well", line) for line in warnings
+    )
+    assert "fewer than one global batch of 400; set train.clips_per_gpu=" in error
 
 
 @pytest.mark.parametrize(

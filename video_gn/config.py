@@ -7,12 +7,13 @@ overrides; a base has no base of its own. ``a.b=c`` on the command line override
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from video_gn.errors import UserError
 from video_gn.norm import NORMS, NormOptions
@@ -21,6 +22,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path; ~ at its start becomes the home folder."""
 
 
 class Section(BaseModel):
@@ -62,7 +65,7 @@ class ModelConfig(Section):
     """Batch Renorm: training forward passes as plain Batch Norm."""
     brn_ramp: Annotated[int, Field(ge=0)] = NormOptions.brn_ramp
     """Batch Renorm: training forward passes over which its bounds open after that."""
-    init_from: str | None = None
+    init_from: UserPath | None = None
     """Weights to begin with: a file, or a name such as torchvision:resnet50 (docs/weights.md); 2D ones are inflated."""
     init_drop: tuple[str, ...] = ()
     """Patterns of keys of `init_from` to leave out, such as "*.running_*"."""
@@ -88,15 +91,15 @@ class DataConfig(Section):
 
     kind: Literal["videos", "images"] = "videos"
     """`images` trains the 2D net on an ImageFolder tree: `train_list` and `val_list` name its folders, frames is 1."""
-    root: str = "."
+    root: UserPath = "."
     """Folder that the entries of the lists are relative to, or a URL as s3://bucket/k400 (docs/object_stores.md)."""
     absolute_paths: bool = False
     """Entries of lists may be absolute paths or URLs, or lead out of `root` by `..`; else that is an error."""
-    train_list: str = "train.csv"
+    train_list: UserPath = "train.csv"
     """A list's path is tried as given, then under `root`."""
-    val_list: str = "val.csv"
-    test_list: str = "val.csv"
-    class_names: str | None = None
+    val_list: UserPath = "val.csv"
+    test_list: UserPath = "val.csv"
+    class_names: UserPath | None = None
     """File with one class name a line (line number = label)."""
     frames: Positive = 32
     stride: Annotated[int, Field(ge=0)] = 2
@@ -123,7 +126,7 @@ class DataConfig(Section):
     """Decoding processes a rank; 0 decodes in the main process."""
     max_unreadable: Annotated[int, Field(ge=0)] = 10
     """More different unreadable training videos than this end the run."""
-    quarantine: str | None = None
+    quarantine: UserPath | None = None
     """Report of tools/prepare.py --check: its bad videos are left out of training and not scored (docs/bad_data.md)."""
     timeout: Annotated[float, Field(gt=0, le=2_000_000)] = 300
     """Seconds without a batch after which the workers are taken for hung."""
@@ -236,7 +239,7 @@ class CheckpointConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    output_dir: str
+    output_dir: UserPath
     """The run's folder; default runs/NAME of the config file's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

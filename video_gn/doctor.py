@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
+from video_gn.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from video_gn.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ SLOW = 10e6  # bytes a second: a rule of thumb, some 20 videos of Kinetics at sh
 SAMPLE = 64  # files of the data folder that are read
 READ_LIMIT, WRITTEN = 64 * MIB, 32 * MIB
 LOOKED_FOR = 1000  # files of a list; training looks for all of them
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 TYPICAL_VIDEO = (256, 340, 300)  # height, width, frames, where no video can be asked: Kinetics at short side 256
 
 
@@ -447,14 +447,31 @@ def lists(target: Target) -> Iterator[Line]:
             yield user_error_line(f"list {name}", error)
 
 
+def labels(target: Target) -> Iterator[Line]:
+    """What is odd about the training and validation lists, where both can be read."""
+    config = target.config
+    if config is None:
+        return
+    from video_gn.engine.datasets import class_names, list_warnings, quarantine
+
+    try:
+        train, val = (_records(config, name) for name in (config.data.train_list, config.data.val_list))
+        bad = quarantine(config)
+        warnings = list_warnings([record for record in train if record.path not in bad], val, class_names(config))
+    except UserError:
+        return  # reported by `lists`
+    for warning in warnings:
+        line = user_error_line("labels", UserError(warning))
+        yield line._replace(status="warning")
+
+
 def _list_text(config: Config, name: str) -> str:
-    from video_gn.data.images import read_image_folder
     from video_gn.data.lists import check_files
     from video_gn.engine.datasets import quarantine
 
-    if config.data.kind == "images":
-        return f"{len(read_image_folder(name, config.data.root, config.model.num_classes)):,} images"
     records = _records(config, name)
+    if config.data.kind == "images":
+        return f"{len(records):,} images"
     bad = quarantine(config)
     wanted = [record for record in records if record.path not in bad]
     some = wanted[:: max(math.ceil(len(wanted) / LOOKED_FOR), 1)]
@@ -463,11 +480,14 @@ def _list_text(config: Config, name: str) -> str:
 
 
 def _records(config: Config, name: str) -> list[Record]:
-    """Of a list of videos, without a look at its files."""
+    """Return the records of a list, without a look at its files."""
+    from video_gn.data.images import read_image_folder
     from video_gn.data.lists import read_list
     from video_gn.engine.datasets import class_names
 
     data = config.data
+    if data.kind == "images":
+        return read_image_folder(name, data.root, config.model.num_classes)
     names = None if data.class_names is None else class_names(config)
     return read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
 
@@ -475,9 +495,9 @@ def _records(config: Config, name: str) -> list[Record]:
 def sample_files(target: Target) -> list[Path]:
     """Up to SAMPLE videos or images: of the training list, or else found in the data folder."""
     config = target.config
-    suffixes = VIDEO_SUFFIXES
+    suffixes = SUFFIXES
     if config is not None and config.data.kind == "images":
-        suffixes = {".jpg", ".jpeg", ".png"}
+        suffixes = frozenset(IMAGE_SUFFIXES)
     elif config is not None:
         from video_gn.data.lists import video_path
 
@@ -827,6 +847,7 @@ CHECKS = (
     Check("decoder decord", partial(decoder, "decord"), 60, DECODER_REMEDY),
     Check("GPU", gpus, 120, "Look at `nvidia-smi`; reboot or update the driver if it fails, too."),
     Check("lists", lists, 120, DISK_REMEDY),
+    Check("labels", labels, 120, DISK_REMEDY),
     Check("data folder", read_speed, 60, DISK_REMEDY, needs_torch=False),
     Check("output folder", output_folder, 60, "Set output_dir to a folder on a local disk."),
     Check("machine", machine, 60, SHM_REMEDY),

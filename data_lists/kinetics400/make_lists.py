@@ -1,7 +1,7 @@
 """Make the Kinetics-400 lists ``train.csv`` and ``val.csv`` from a folder of downloaded videos.
 
 Every line is ``path label``, the path relative to VIDEO_ROOT. A video is known by its file name, ``ID.mp4``
-or ``ID_START_END.mp4`` (also .mkv, .webm, .avi), in whatever folder below VIDEO_ROOT it lies. Where the name
+or ``ID_START_END.mp4`` (or another suffix of a video), in whatever folder below VIDEO_ROOT it lies. Where the name
 tells a start other than the listed one, the file is another part of the YouTube video and is not taken.
 The ids not found go into missing_train.txt and missing_val.txt beside the lists. Kinetics-600 and 700:
 tools/make_lists.py.
@@ -17,12 +17,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from video_gn.data.lists import read_class_names
-from video_gn.data.make_lists import EXTENSIONS, ClassNames, Video, find_videos
+from video_gn.data.list_files import check_out, write_files
+from video_gn.data.listing import ClassNames, left_out_text
+from video_gn.data.lists import format_line, read_class_names
+from video_gn.data.video_tree import Video, find_videos
 from video_gn.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 NUM_CLASSES = 400
+OUTPUTS = ("train.csv", "val.csv", "missing_train.txt", "missing_val.txt")
 MAX_SHOWN = 10  # duplicates printed one by one
 
 
@@ -173,57 +176,44 @@ def _cells(split: Split, names: list[str]) -> dict[str, str]:
     }
 
 
-def check_writable(out: Path, inputs: list[str], force: bool) -> None:
-    """Raise UserError where a list would be overwritten; asked before the walk, which may take minutes."""
-    for file in (out / "train.csv", out / "val.csv"):
-        if not file.exists():
-            continue
-        if any(os.path.exists(given) and file.samefile(given) for given in inputs):
-            raise UserError(f"{file} is the official list that is read and cannot be written; give another --out")
-        if not force:
-            raise UserError(f"{file} exists and is not overwritten; give another --out, or --force")
-
-
-def write_split(out: Path, name: str, split: Split) -> None:
-    """Write ``NAME.csv`` and, where an official list tells, ``missing_NAME.txt``."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{path} {label}\n" for path, label in split.lines)
-    (out / f"{name}.csv").write_text(text, encoding="utf-8", newline="\n")
-    missing = out / f"missing_{name}.txt"
-    if split.missing is None:
-        missing.unlink(missing_ok=True)  # of an earlier run
-    else:
-        missing.write_text("".join(f"{youtube_id}\n" for youtube_id in split.missing), encoding="utf-8", newline="\n")
+def texts_of(name: str, split: Split) -> dict[str, str]:
+    """Return the text of ``NAME.csv`` and, where an official list states what is missing, of ``missing_NAME.txt``."""
+    return {
+        f"{name}.csv": "".join(f"{format_line(path, label)}\n" for path, label in split.lines),
+        f"missing_{name}.txt": "".join(f"{youtube_id}\n" for youtube_id in split.missing or ()),
+    }
 
 
 def make_lists(root: str, out: Path, val_csv: str, train_csv: str | None, force: bool) -> str:
     """Do all of it; returns the table. Raises UserError for whatever the user can mend."""
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder; give the folder of the downloaded videos")
-    check_writable(out, [val_csv, train_csv] if train_csv else [val_csv], force)
+    check_out(out, [val_csv, train_csv] if train_csv else [val_csv], force, OUTPUTS[:2])
     names = read_class_names(str(HERE / "classes.txt"), "", NUM_CLASSES)
     classes = ClassNames(names)
     val = read_listed(val_csv, classes)
     train = read_listed(train_csv, classes) if train_csv else None
-    videos = find_videos(root)
+    found = find_videos(root, OUTPUTS)
     val_ids = {row.youtube_id for row in val}
     splits = {
-        "val": match_listed(val, videos, "val"),
-        "train": train_by_folder(videos, classes, val_ids) if train is None else match_listed(train, videos, "train"),
+        "val": match_listed(val, found.videos, "val"),
+        "train": train_by_folder(found.videos, classes, val_ids)
+        if train is None
+        else match_listed(train, found.videos, "train"),
     }
     if not any(split.lines for split in splits.values()):
         raise UserError(
-            f"none of the {len(videos):,} videos below {root} is listed; a video is ID.mp4 or "
-            f"ID_START_END.mp4 ({', '.join(EXTENSIONS)}), or any name in train/CLASS/: check the folder"
+            f"none of the {len(found.videos):,} videos below {root} is listed; a video is ID.mp4 or "
+            "ID_START_END.mp4 (or another suffix of a video), or any name in train/CLASS/: check the folder"
         )
-    report = [table(splits, videos, names)]
+    report = [table(splits, found.videos, names), *left_out_text(found)]
+    texts: dict[str, str] = {}
     for name, split in splits.items():
         if split.lines:
-            write_split(out, name, split)
-            report.append(f"wrote {out / name}.csv")
+            texts |= texts_of(name, split)
         else:
             report.append(f"no {name}.csv written: no {name} video was found")
-    return "\n".join(report)
+    return "\n".join([*report, *write_files(out, texts)])
 
 
 def main(arguments: list[str] | None = None) -> int:

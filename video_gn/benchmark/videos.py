@@ -14,10 +14,10 @@ from tqdm import tqdm
 from video_gn.console import say
 from video_gn.data import motion
 from video_gn.data.decode import VideoError, open_video
+from video_gn.data.formats import SUFFIXES
 from video_gn.errors import UserError
 
 CACHE = Path("data/benchmark")
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 GRAIN, DETAIL = (
     5.0,
     20.0,
@@ -48,7 +48,9 @@ def find_videos(folder: Path | None, quick: bool) -> list[Video]:
         except VideoError as error:
             say(f"left out: {error}")
     if not videos:
-        raise UserError(f"--videos {folder} holds no readable video ({' '.join(SUFFIXES)}); name another folder")
+        raise UserError(
+            f"--videos {folder} holds no readable video ({' '.join(sorted(SUFFIXES))}); name another folder"
+        )
     return videos
 
 

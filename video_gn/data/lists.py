@@ -2,8 +2,9 @@
 
 The label is what follows the last separator, so a path may contain spaces, commas and any letter; the
 separator is a run of spaces or tabs, or a comma with or without blanks around it. A path in double quotes is
-read as in csv: without them, a doubled quote inside is one. UTF-8 with or without a byte order mark, LF or
-CRLF. Empty lines and lines that start with ``#`` are skipped, and so is a header whose last column is ``label``.
+read as in csv: without them, a doubled quote inside is one; a label may be in double quotes, too. UTF-8 with or
+without a byte order mark, LF or CRLF. Empty lines and lines that start with ``#`` are skipped, and so is a header
+whose last column is ``label``. Lists in other programs' forms are refused, with the form's name (`list_forms`).
 
 Kinetics' official csv is known by its header ``label,youtube_id,time_start,time_end,split[,is_cc]``, in any
 order: its videos are ``ID_START_END.mp4`` right below the root, its labels names of classes (or numbers). For
@@ -14,9 +15,10 @@ what is on the disk.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +26,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from video_gn.console import say
-from video_gn.data import stores
+from video_gn.data import list_forms, stores
 from video_gn.errors import UserError
 
 BLANKS = " \t"  # the separators beside the comma; every other character may stand in a path
 INTEGER = re.compile(r"-?[0-9]{1,18}")
+QUOTED_INTEGER = re.compile(r'"(-?[0-9]{1,18})"')
 QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"(?!")(.*)', re.DOTALL)
 AFTER_QUOTED = re.compile(r"(?:[ \t]*,[ \t]*|[ \t]+)([^ \t,]+)")
 KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
@@ -36,6 +39,7 @@ SECONDS = re.compile(r"[0-9]{1,6}")
 MAX_SHOWN = 20  # faults told one by one
 THREADS, FILES_A_TASK = 64, 64  # a look at a network disk is all waiting
 URLS_LOOKED_AT = 16  # of a list: a request each
+FORMS_LOOKED_AT = 5  # of the files that are not there, to find out in which form the list is
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,18 @@ def read_list(
     return records
 
 
+def format_line(path: str, label: int) -> str:
+    """Return the line of a list that `read_list` reads as this path and label; the path has no line break."""
+    quoted = '"' + path.replace('"', '""') + '"' if path != path.strip(BLANKS) or path[0] in '#"' else path
+    return f"{quoted} {label}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first 20 of the names, and how many more there are."""
+    more = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more
+
+
 def video_path(record: Record, root: str) -> str:
     """Where the video lies, a path or URL: the record's path under ``root``; an absolute path or a URL stays."""
     if stores.is_url(root) and not os.path.isabs(record.path) and not stores.is_url(record.path):
@@ -152,12 +168,26 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
         with ProcessPoolExecutor(1) as pool:
             missing = pool.submit(_missing, records, root).result()
     if missing:
-        shown = ", ".join(f"line {record.line} ({record.path!r})" for record in missing[:MAX_SHOWN])
-        more = f" and {len(missing) - MAX_SHOWN:,} more" if len(missing) > MAX_SHOWN else ""
+        shown = name_some([f"line {record.line} ({record.path!r})" for record in missing])
         raise UserError(
-            f"{list_path}: {len(missing):,} of {len(records):,} files are not there: {shown}{more}; "
-            f"correct data.root ({root!r}) or the list"
+            f"{list_path}: {len(missing):,} of {len(records):,} files are not there: {shown}; "
+            f"{_remedy(missing, root, list_path)}"
         )
+
+
+def _remedy(missing: list[Record], root: str, list_path: str) -> str:
+    """Return what to write or set so that the files are found, by some of those that are not."""
+    general = f"correct data.root ({root!r}) or the list"
+    if stores.is_url(root):
+        return general
+    some = missing[:: math.ceil(len(missing) / FORMS_LOOKED_AT)]
+    if folder := list_forms.other_root([record.path for record in some], root, list_path):
+        return f"they are in {folder!r}, and data.root is {root!r}; set data.root={folder}"
+    forms = [list_forms.form_of_path(record.path, root) for record in some]
+    if forms[0] is None or None in forms:
+        return general
+    form, instead = forms[0]
+    return f"{form}; write `{format_line(instead, some[0].label)}` in line {some[0].line}, and the others alike"
 
 
 def _missing(records: list[Record], root: str) -> list[Record]:
@@ -228,9 +258,25 @@ def _records(
         except _BadLine as fault:
             faults.append(f"line {number} ({line[:60]!r}): {fault}")
     if faults:
+        if form := list_forms.form_of_lines([line for _, line in lines]):
+            name, first, instead = form
+            raise UserError(f"{file}: {name}; write `{instead}` in line {lines[first][0]}, and the others alike")
+        if list_forms.labels_from_one(_integers(lines, fields), num_classes):
+            raise UserError(
+                f"{file}: labels begin at 0, and these are 1 to {num_classes} for model.num_classes {num_classes}; "
+                "subtract 1 from each"
+            )
         more = f" | and {len(faults) - MAX_SHOWN:,} more bad lines" if len(faults) > MAX_SHOWN else ""
         raise UserError(f"{file}, {' | '.join(faults[:MAX_SHOWN])}{more}")
     return records
+
+
+def _integers(lines: list[tuple[int, str]], fields: Callable[[str], tuple[str, str]]) -> list[int]:
+    """Return the labels of the lines; none where one is not an integer."""
+    try:
+        return [int(QUOTED_INTEGER.sub(r"\1", fields(line)[1])) for _, line in lines]
+    except (_BadLine, ValueError):
+        return []
 
 
 def _columns(header: str) -> list[str]:
@@ -295,6 +341,7 @@ def _leaves(path: str, root: str) -> bool:
 
 
 def _label(text: str, num_classes: int) -> int:
+    text = QUOTED_INTEGER.sub(r"\1", text)
     if not INTEGER.fullmatch(text):
         raise _BadLine(f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #")
     label = int(text)

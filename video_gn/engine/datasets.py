@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from video_gn.config import Config
 from video_gn.console import say
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
-from video_gn.data.lists import Record, check_files, find_list, read_class_names, read_list
+from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
 from video_gn.engine.checkpoint import Checkpoint
 from video_gn.engine.distributed import World
 from video_gn.engine.unreadable import QUARANTINE
@@ -96,6 +97,45 @@ def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> l
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, name)
     return records
+
+
+def list_warnings(train: Sequence[Record], val: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Return what is odd about lists that can be trained on: classes without a training video, videos of both lists.
+
+    Args:
+        names: of all classes, by label.
+    """
+    warnings = []
+    classes, present = len(names), {record.label for record in train}
+    absent = [label for label in range(classes) if label not in present]
+    if classes == 1:
+        warnings.append(
+            "model.num_classes is 1: every video is right from the start; list videos of two classes or more"
+        )
+    elif absent == [0]:
+        warnings.append(
+            f"class 0 ({names[0]}) has no training video: labels begin at 0, and the training list's are 1 to "
+            f"{classes - 1}; subtract 1 from each and set model.num_classes={classes - 1}"
+        )
+    elif absent and absent == list(range(len(present), classes)) and list(names) == [str(n) for n in range(classes)]:
+        warnings.append(
+            f"model.num_classes is {classes}, and the training list's labels are 0 to {len(present) - 1}; "
+            f"set model.num_classes={len(present)}"
+        )
+    elif absent:
+        warnings.append(
+            f"{len(absent)} of {classes} classes have no training video: {name_some([names[n] for n in absent])}; "
+            "add videos, or leave the classes out"
+        )
+    trained = {os.path.normpath(record.path) for record in train}
+    shared = [record.path for record in val if os.path.normpath(record.path) in trained]
+    if shared:
+        how_many = "all" if len(shared) == len(val) else f"{len(shared):,} of"
+        warnings.append(
+            f"{how_many} {len(val):,} validation videos are in the training list as well, such as {shared[0]}: the "
+            "validation error says little about new videos; take them out of one list"
+        )
+    return warnings
 
 
 def train_dataset(config: Config, records: list[Record]) -> TrainClips:

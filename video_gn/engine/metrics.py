@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TOP5_CLASSES = 6
+"""Fewest classes with a top-5 figure: of five, the label is always among the best five."""
+
 
 class Meter:
     """Sums of loss, top-1 and top-5 errors over clips; stays on the device until it is read."""
@@ -24,12 +27,17 @@ class Meter:
             loss = F.cross_entropy(logits, labels)
         count = len(labels)
         wrong1, wrong5 = (count - hits.sum() for hits in topk_hits(logits, labels))
+        if logits.shape[1] < TOP5_CLASSES:
+            wrong5 = torch.full_like(loss.detach(), math.nan)
         self.sums += torch.stack([loss.detach().double() * count, wrong1, wrong5, torch.full_like(wrong1, count)])
 
 
 @dataclass(frozen=True)
 class Averages:
-    """What a `Meter` says: mean cross-entropy, errors in per cent, number of clips; NaN if the loss is not finite."""
+    """What a `Meter` says: mean cross-entropy, errors in percent, number of clips.
+
+    All but the number are NaN if the loss is not finite; the top-5 error is with fewer than TOP5_CLASSES.
+    """
 
     loss: float
     top1_error: float
@@ -61,9 +69,10 @@ class Accuracy:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """Accuracies of scores (N, K) against labels (N,); NaN without videos."""
+    """Accuracies of scores (N, K) against labels (N,); NaN without videos, top-5 with K < TOP5_CLASSES, too."""
     if len(labels) == 0:
         return Accuracy(float("nan"), float("nan"), float("nan"))
     hit1, hit5 = (hits.numpy() for hits in topk_hits(torch.from_numpy(scores), torch.from_numpy(labels)))
     classes = [hit1[labels == label].mean() for label in np.unique(labels)]
-    return Accuracy(100 * float(hit1.mean()), 100 * float(hit5.mean()), 100 * float(np.mean(classes)))
+    top5 = 100 * float(hit5.mean()) if scores.shape[1] >= TOP5_CLASSES else math.nan
+    return Accuracy(100 * float(hit1.mean()), top5, 100 * float(np.mean(classes)))

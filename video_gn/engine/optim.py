@@ -34,25 +34,37 @@ class BatchPlan:
 
 
 def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
-    """Derive the accumulation, the rate and the steps of an epoch.
+    """Derive the accumulation, the learning rate and the steps of an epoch.
 
     Raises:
-        UserError: the global batch is not a whole number of passes, or larger than the list.
+        UserError: the global batch is not a multiple of clips_per_gpu x ranks, or larger than the list.
     """
     clips = config.train.clips_per_gpu
     global_batch = config.train.global_batch or PAPER_GPUS * clips
-    if global_batch % (clips * ranks):
-        raise UserError(
-            f"train.global_batch {global_batch} is not a multiple of clips_per_gpu x ranks = {clips} x {ranks}; "
-            "change one of them"
-        )
-    if num_videos < global_batch:
-        raise UserError(
-            f"the training list has {num_videos} videos, fewer than one global batch of {global_batch}; "
-            "lower train.global_batch"
-        )
+    if global_batch % (clips * ranks) or num_videos < global_batch:
+        raise UserError(_why_not(clips, global_batch, num_videos, ranks, config.data.clips_per_video))
     lr = config.optim.lr * global_batch / config.optim.reference_batch
     return BatchPlan(clips, global_batch, ranks, global_batch // (clips * ranks), lr, num_videos // global_batch)
+
+
+def _why_not(clips: int, global_batch: int, num_videos: int, ranks: int, clips_per_video: int) -> str:
+    """Return what is wrong with the batch sizes, and values of both keys that work together."""
+    problems = []
+    if global_batch % (clips * ranks):
+        problems.append(
+            f"train.global_batch {global_batch} is not a multiple of clips_per_gpu x ranks = {clips} x {ranks}"
+        )
+    if num_videos < global_batch:
+        problems.append(f"the training list has {num_videos} videos, fewer than one global batch of {global_batch}")
+    if num_videos < ranks:
+        remedy = f"{ranks} ranks cannot share {num_videos} videos; start at most {num_videos}"
+    elif num_videos < clips_per_video * ranks:
+        remedy = "set data.clips_per_video=1, and then the two to what works"
+    else:
+        fitting = min(clips, num_videos // ranks) // clips_per_video * clips_per_video
+        batch = max(min(global_batch, num_videos) // (fitting * ranks), 1) * fitting * ranks
+        remedy = f"set train.clips_per_gpu={fitting} train.global_batch={batch}"
+    return f"{' and '.join(problems)}; {remedy}"
 
 
 def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:

@@ -30,6 +30,7 @@ from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import (
     class_names,
     decoder,
+    list_warnings,
     memory_format,
     read_records,
     read_train_records,
@@ -69,6 +70,8 @@ def train(config: Config, world: World) -> None:
     train_records = read_train_records(config, world)
     names = world.first(lambda: class_names(config))
     val_records = read_records(config, config.data.val_list, world, names)
+    for text in list_warnings(train_records, val_records, names) if world.is_main else ():
+        say(f"warning: {text}")
     with stop_signals() as stop, hold_on_rank0(Path(config.output_dir), world):
         check_in_flight(Path(config.output_dir), config.data.root, decoder(config), config.data.timeout, world)
         world.share(stop)
@@ -377,9 +380,10 @@ class Trainer:
             better = averages.top1_error < self.best_error
             self.best_error = min(self.best_error, averages.top1_error)
             if writers is not None:
+                top5 = "-" if math.isnan(averages.top5_error) else f"{averages.top5_error:.1f} %"
                 say(
-                    f"epoch {epoch:6.2f}  1-clip augmented: val error {averages.top1_error:.1f} % (top-5 "
-                    f"{averages.top5_error:.1f} %) on {averages.clips} of {len(self.val_clips)} videos"
+                    f"epoch {epoch:6.2f}  1-clip augmented: val error {averages.top1_error:.1f} % (top-5 {top5}) "
+                    f"on {averages.clips} of {len(self.val_clips)} videos"
                 )
         if writers is not None:
             writers.write("epoch", self.step_done, epoch, values)
