@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+from functools import partial
 from types import FrameType
 from typing import Any
+
+from video_gn.children import Parent, end_with
 
 MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
 HEAD_SILENCE = 45  # seconds
@@ -29,6 +33,7 @@ def main(arguments: list[str]) -> int:
 
     give_up_on_mistakes()
     stop_once()
+    take_ranks_along()
     give_up_on_a_silent_head()
     try:
         run(parse_args(arguments))
@@ -85,6 +90,14 @@ def stop_once() -> None:
         stop(signum, frame)
 
     api._terminate_process_handler = heed
+
+
+def take_ranks_along() -> None:
+    """Let the kernel stop the ranks, with a checkpoint, should this process be killed: they would train on unseen."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    end = partial(end_with, Parent.current(), signal.SIGTERM)
+    subprocess_handler.Popen = partial(subprocess.Popen, preexec_fn=end)  # type: ignore[misc,assignment]
 
 
 def give_up_on_a_silent_head() -> None:
