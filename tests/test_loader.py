@@ -6,12 +6,14 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from tests.helpers import HANG, children, is_running, session, wait_until
+from video_gn.children import call_in_child
 from video_gn.data import loader as loader_module
 from video_gn.data.augment import View
 from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
@@ -37,11 +40,13 @@ from video_gn.data.loader import (
     Loader,
     TrainBatches,
     WorkerLost,
+    _loader,
     eval_loader,
     naming_videos,
     train_loader,
 )
 from video_gn.errors import UserError
+from video_gn.limits import Space
 
 ROOT = Path(__file__).parent.parent
 RULE = settings(max_examples=50, deadline=None)
@@ -451,10 +456,10 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()  # loaders of tests before, whose dead workers torch would tell of again
     monkeypatch.setattr("video_gn.data.dataset.open_video", lambda path, decoder: nullcontext())
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(loader_module, "GRACE", 0.3)
+    monkeypatch.setattr(loader_module, "GRACE", 1.0)
 
 
-def loader_of(what: str, timeout: int = 60) -> Loader:
+def loader_of(what: str, timeout: float = HANG) -> Loader:
     return eval_loader(Deadly(what), 1, 2, CPU, 0, 1, timeout)
 
 
@@ -472,15 +477,20 @@ def test_a_lost_worker_ends_the_loop_and_names_its_video(
     what: str, nothing_opens: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A hang also leaves the stack of each worker on stderr."""
-    loader = loader_of(what, timeout=3)
+    loader = loader_of(what)
+    batches = iter(loader)
     with pytest.raises(WorkerLost) as caught:
-        list(loader)
+        for _ in range(3):
+            next(batches)
+        wait_until(lambda: what not in HANGS or "sub/vidéo 3.mp4" in loader.in_use().values())
+        batches.gi_frame.f_locals["batches"]._timeout = 1  # a hang is what is there now; a start may take longer
+        list(batches)
     assert not [pid for pid in loader.in_use() if is_running(pid)]
     assert caught.value.videos == ["sub/vidéo 3.mp4"]
     message = str(caught.value)
     assert message.startswith("DataLoader ") and "; in flight: sub/vidéo 3.mp4; start again" in message
     if what in HANGS:
-        assert "timed out after 3 seconds" in message
+        assert "timed out after 1 seconds" in message
     if what.startswith("hangs"):
         error = capfd.readouterr().err
         assert error.count("Current thread") == 2 and f" in {what}\n" in error
@@ -607,3 +617,81 @@ def test_no_video_is_in_use_between_reads(nothing_opens: None) -> None:
 def test_the_main_process_needs_no_timeout() -> None:
     """Without workers, torch takes none."""
     assert list(eval_loader(Indices(3), 1, 0, CPU, 0, 1, 5.0)) == [[0], [1], [2]]  # type: ignore[arg-type, comparison-overlap]
+
+
+# ---- too little shared memory, too few open files ----
+
+
+class Still(Indices):
+    """Batches of 64 x 64 clips; every number of them is an open file on its way."""
+
+    def __getitem__(self, index: int) -> Clips:
+        return item_of(index)
+
+
+def read_with(files: tuple[int, int], workers: int = 2) -> int:
+    """The number of batches of 24 clips that are read under this limit, (soft, hard), above the files open now."""
+    present = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (present + files[0], present + files[1]))
+    return len(list(eval_loader(Still(240), 24, workers, CPU, 0, 1)))  # type: ignore[arg-type]
+
+
+def test_open_files_are_raised_to_the_hard_limit() -> None:
+    assert call_in_child(read_with, (12, 3000)) == 10
+
+
+@pytest.mark.parametrize("files", [2, 8, 12, 20, 30, 40])
+def test_too_few_open_files_are_named(files: int) -> None:
+    """Whether it is the main process or a worker that has none left, and at its start or later."""
+    with pytest.raises(UserError, match=r"too many open files: the limit is \d+ per process.* the hard limit is \d+"):
+        call_in_child(read_with, (files, files))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_is_not_to_blame_for_too_few_open_files(workers: int) -> None:
+    class Unopened(Indices):
+        def __getitem__(self, index: int) -> Clips:
+            error = VideoError("a.mp4", "[Errno 24] Too many open files: 'a.mp4'")
+            return replace(unreadable(index), unreadable=(error,))
+
+    with pytest.raises(UserError, match="too many open files: the limit is"):
+        list(eval_loader(Unopened(3), 1, workers, CPU, 0, 1))  # type: ignore[arg-type]
+
+
+def read_with_shared_memory(size: str) -> int | None:
+    """The number of batches of 60 clips that are read with a /dev/shm of this size; None where none can be mounted."""
+    if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS: mounts of its own
+        return None
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    return len(list(eval_loader(Still(240), 60, 2, CPU, 0, 1)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["4k", "20k", "200k"])
+def test_a_small_shared_memory_is_named(size: str) -> None:
+    """Docker's 64 MiB, in small: full from the start, or with the first batch; not after minutes of nothing."""
+    with pytest.raises(UserError) as caught:
+        if call_in_child(read_with_shared_memory, size) is None:
+            pytest.skip("no mount namespaces here")
+    message = str(caught.value)
+    assert message.startswith("too little shared memory") and " MiB are free in /dev/shm" in message
+    assert "--shm-size=16g or --ipc=host" in message and "data.workers=0" in message
+
+
+def test_room_for_what_is_prepared_ahead_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """4 clips of 1,000 bytes each, of 2 workers with 2 batches each, on 8 ranks of this machine: 128,000 bytes."""
+    item = replace(item_of(0), frames=torch.zeros(1, 10, 100, 1, dtype=torch.uint8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    loader = _loader(Still(8), [[0]], 2, CPU, 60)  # type: ignore[arg-type]
+    loader._compare([item] * 4, Space(128_000, 1 << 30))
+    assert capfd.readouterr().err == ""
+    loader._compare([item] * 4, Space(127_999, 1 << 30))
+    assert (
+        "warning: /dev/shm has 0.1 MiB free, and the batches of 8 x 2 workers can take 0.1 MiB"
+        in capfd.readouterr().err
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")  # rank 0 has said it
+    loader._compare([item] * 4, Space(0, 1 << 30))
+    assert capfd.readouterr().err == ""

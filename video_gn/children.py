@@ -100,7 +100,7 @@ def call_in_child(function: Callable[..., T], *arguments: Any) -> T:
     linux = sys.platform == "linux"
     context: Any = multiprocessing.get_context("fork") if linux else multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(Parent.current(), sender, function, arguments), daemon=True)
+    child = context.Process(target=_answer, args=(Parent.current(), sender, function, arguments))
     child.start()
     sender.close()  # so that the child's death is the end of the pipe
     try:

@@ -271,7 +271,8 @@ def _obey(parent: int) -> None:
 
 def _give_up(row: Tensor, error: BaseException) -> NoReturn:
     """End this worker, which cannot send a batch, and leave the error to the main process."""
-    traceback.print_exception(error)
+    if limits.shortage(error) is None:
+        traceback.print_exception(error)
     message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:LONGEST_MESSAGE]
     row[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
     os._exit(1)
