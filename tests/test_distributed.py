@@ -222,6 +222,18 @@ def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
         assert "ranks 1, 3 of 4 did not come within 5 s" in error
 
 
+def test_a_port_of_rank_0_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match=f"port {port} is taken by another .*; set MASTER_PORT"), world("cpu"):
+            pytest.fail("no error")
+
+
 def test_a_mistake_of_all_ranks_is_told_once(tmp_path: Path) -> None:
     script = HASTE + (
         "from video_gn.errors import UserError\n"

@@ -352,7 +352,7 @@ def test_a_decoder_that_segfaults(monkeypatch):
 
 def test_ranks_that_disagree(monkeypatch):
     monkeypatch.setattr(
-        doctor, "_rank", lambda backend, rank, port, answers: answers.put([3.0, "ConnectError: no"][rank])
+        doctor, "_rank", lambda parent, backend, rank, port, answers: answers.put([3.0, "ConnectError: no"][rank])
     )
     (line,) = doctor.all_reduce("gloo", HERE)
     assert (line.status, line.text) == ("error", "ConnectError: no")

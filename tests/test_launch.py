@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +147,31 @@ def test_nodes_without_a_head_and_no_command_are_mistakes(tmp_path: Path) -> Non
     usage = subprocess.run([SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert usage.returncode == 2
     assert usage.stderr.startswith("Run a tool on every GPU") and "RESTARTS" in usage.stderr
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = launch(tmp_path, "", PORT=str(port), RANKS="1")
+        error = process.communicate(timeout=HANG)[1]
+    assert process.returncode == 2
+    assert error == (
+        f"error: localhost:{port} is taken by another program or job on this node; set PORT to a free port, the same "
+        "on all nodes\n"
+    )
+
+
+def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
+    """The kernel asks the ranks to stop; they write their checkpoint."""
+    process = launch(tmp_path, SAVES)
+    wait_for(tmp_path, "start?")
+    process.kill()
+    wait_for(tmp_path, "asked?")
+    (tmp_path / "go").touch()
+    wait_for(tmp_path, "saved?")
+    process.communicate(timeout=HANG)  # its pipes are closed when the ranks have ended
 
 
 # --- slurm.sbatch ---

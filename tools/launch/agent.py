@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -50,6 +51,14 @@ def main(arguments: list[str]) -> int:
         print(f"stopped by {stopped.sigval.name}", file=sys.stderr)
         return PREEMPTED if stopped.sigval == signal.SIGTERM else INTERRUPTED
     except (RendezvousError, OSError) as error:
+        if "EADDRINUSE" in "".join(traceback.format_exception(error)):
+            taken = parse_args(arguments).rdzv_endpoint
+            print(
+                f"error: {taken} is taken by another program or job on this node; set PORT to a free port, the same on "
+                "all nodes",
+                file=sys.stderr,
+            )
+            return MISTAKE
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         print(
             f"error: the nodes did not come together, or another one gave up ({said}); "
