@@ -294,6 +294,7 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
     for process in launch(2, *arguments):
         _, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
+        assert "Grad strides" not in err  # DDP's warning, about kernels of 1 x 1 x 1
     for name, a in weights(tmp_path / "run").items():
         b = weights(tmp_path / "two" / "run")[name]
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
