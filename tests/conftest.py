@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Before torch is imported anywhere: the suite runs two processes on two cores.
@@ -15,6 +18,8 @@ import torch
 if not torch.cuda.is_available():  # before the kernels are imported: Triton's interpreter runs them on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+REQUIRE_CUDA = "VIDEO_GN_REQUIRE_CUDA"
+"""Environment variable: 1 on a machine whose GPU must be tested."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,3 +36,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real videos at {folder}; set VIDEO_GN_TEST_DATA to a folder of them")
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let a test marked `cuda` skip without a GPU, or fail where one is required."""
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get(REQUIRE_CUDA) == "1":
+        pytest.fail(f"torch sees no GPU, and {REQUIRE_CUDA}=1", pytrace=False)
+    pytest.skip(f"needs a GPU; {REQUIRE_CUDA}=1 makes this a failure")
+
+
+@pytest.fixture(autouse=True)
+def same_random_state() -> Iterator[None]:
+    """Leave the global random number generators as they were: no test depends on those that ran before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])

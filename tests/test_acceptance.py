@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import HANG
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
@@ -19,7 +21,9 @@ def score(run: Path) -> dict:
 
 
 def command(*arguments: object) -> None:
-    subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=True, timeout=2400)
+    subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, check=True, timeout=4 * HANG
+    )  # each trains for minutes
 
 
 @pytest.fixture(scope="module")

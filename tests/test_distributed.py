@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.helpers import HANG
 from tests.test_train import tiny
 from tests.test_train import videos as videos  # a fixture
 from video_gn.engine.distributed import World, world
@@ -85,7 +86,7 @@ def end_of_ranks(
         environment = {**os.environ, **place, **rendezvous}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=HANG)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -199,19 +200,38 @@ def test_what_ranks_disagree_on_is_told_with_values_and_ranks() -> None:
 
 HASTE = """
 import os, sys, time
+from pathlib import Path
 from video_gn import cli
 from video_gn.engine import distributed, peers
-peers.ROLL_CALL, peers.BEAT, peers.SILENCE, distributed.FIRST_SUM = 5, 0.2, 3, 5
+peers.ROLL_CALL = peers.SILENCE = distributed.FIRST_SUM = 900  # against a hang: each test sets what it tries
+peers.BEAT = 0.2
 """
 
 
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     """Ranks 1 and 3 of 4 never start."""
-    script = HASTE + "def main():\n    with distributed.world('cpu'): pass\ncli.run(main)"
+    script = HASTE + (
+        "peers.ROLL_CALL = 5\n"
+        "Path(sys.argv[1], f'here{os.getpid()}').touch()  # they import torch at different speeds\n"
+        "while len(list(Path(sys.argv[1]).glob('here*'))) < 2: time.sleep(0.02)\n"
+        "def main():\n    with distributed.world('cpu'): pass\ncli.run(main)"
+    )
     codes, errors = end_of_ranks(script, [0, 2], 4, tmp_path)
     assert codes == [2, 2]
     for error in errors:
         assert "ranks 1, 3 of 4 did not come within 5 s" in error
+
+
+def test_a_port_of_rank_0_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match=f"port {port} is taken by another .*; set MASTER_PORT"), world("cpu"):
+            pytest.fail("no error")
 
 
 def test_a_mistake_of_all_ranks_is_told_once(tmp_path: Path) -> None:
@@ -271,9 +291,10 @@ def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     """Rank 1 is stopped, its connections stay open: only the missing signs of life tell."""
     script = HASTE + (
         "import signal, threading, torch\n"
+        "peers.SILENCE = 6\n"
         "with distributed.world('cpu') as ranks:\n"
         "    if ranks.rank == 1:\n"
-        "        end = f'sleep 12; kill -KILL {os.getpid()}'\n"
+        "        end = f'sleep 25; kill -KILL {os.getpid()}'\n"
         "        os.spawnlp(os.P_NOWAIT, 'sh', 'sh', '-c', end)\n"
         "        os.kill(os.getpid(), signal.SIGSTOP)\n"
         "    ranks.barrier()\n"
@@ -287,10 +308,10 @@ def test_a_rank_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_is_busy_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Rank 0 works for twice the silence while the other waits in a collective, then leaves long before it."""
-    script = HASTE.replace("SILENCE, distributed.FIRST_SUM = 5, 0.2, 3", "SILENCE, distributed.FIRST_SUM = 5, 0.1, 1.5")
-    script += (
+    script = HASTE + (
+        "peers.SILENCE = 4\n"
         "with distributed.world('cpu') as ranks:\n"
-        "    ranks.first(lambda: time.sleep(3))\n"
-        "    time.sleep(0 if ranks.rank else 3)\n"
+        "    ranks.first(lambda: time.sleep(8))\n"
+        "    time.sleep(0 if ranks.rank else 8)\n"
     )
     run_ranks(script, 2, tmp_path)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import HANG
 from tests.test_train import launch
 from tests.untrained import write_untrained
 from video_gn import features, inference
@@ -178,14 +179,14 @@ def test_a_folder_that_a_kill_left_is_gone_on_with_and_a_damaged_one_refused(tra
 def test_a_worker_that_dies_or_hangs_is_a_line(trained, tmp_path, monkeypatch):
     def kill_a_worker(*_):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        time.sleep(60)  # torch raises it wherever the main thread is: here
+        time.sleep(HANG)  # torch raises it wherever the main thread is: here
 
     with monkeypatch.context() as patch:
         patch.setattr(features, "pooled", kill_a_worker)
         with pytest.raises(WorkerLost, match="DataLoader worker .* killed by signal.*; start again"):
             extract(trained, tmp_path / "out", overrides=["data.workers=1"])
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(dataset.TestClips, "__getitem__", lambda *_: time.sleep(60))
+    monkeypatch.setattr(dataset.TestClips, "__getitem__", lambda *_: time.sleep(HANG))
     with pytest.raises(WorkerLost, match="DataLoader timed out after 1.0 seconds"):
         extract(trained, tmp_path / "out", overrides=["data.workers=1", "data.timeout=1"])
 
@@ -215,7 +216,7 @@ def test_ranks_and_unreadable_videos(trained, tmp_path):
     root = f"data.root={tmp_path / 'videos'}"
     command = ["tools/extract_features.py", str(trained), "new.csv", str(out), root, "--shard", "3"]
     for rank, process in enumerate(launch(2, *command)):
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=HANG)
         if rank == 0:
             assert process.returncode == 2, stderr
             assert "6 of 7 videos, 256 features each" in stdout

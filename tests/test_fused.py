@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers import HANG
 from video_gn.models.resnet import ResNet
 from video_gn.norm import GroupNorm, norm_factory, normalize
 
@@ -280,7 +281,9 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """Triton's compiler needs no GPU and is stricter than its interpreter. At I3D's sizes reads are 16 bytes wide."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 12

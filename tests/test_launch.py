@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import HANG, wait_until
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "tools/launch/torchrun.sh"
@@ -38,7 +41,7 @@ def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
     code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
     code += "def main(): raise UserError('no such list')\ncli.run(main)\n"
     process = launch(tmp_path, code)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANG)[1]
     assert process.returncode == 2
     assert error.count("error: no such list") == 1
     assert starts(tmp_path) == 2
@@ -53,7 +56,7 @@ def test_a_mistake_of_one_rank_is_told_and_not_tried_again(tmp_path: Path) -> No
     code += "        if ranks.rank == 1: raise UserError('a worker was lost')\n        ranks.gather(0)\n"
     code += "cli.run(main)\n"
     process = launch(tmp_path, code)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANG)[1]
     assert process.returncode == 2
     assert error.count("error: a worker was lost") == 1
     assert "Traceback" not in error
@@ -68,7 +71,7 @@ def test_a_stop_that_came_to_the_ranks_alone_goes_on_while_restarts_are_left(
     code = "import os, sys, tempfile\ntempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
     code += "sys.exit(75 if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' else 0)\n"
     process = launch(tmp_path, code, RESTARTS=restarts)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANG)[1]
     assert process.returncode == ends, error
     assert starts(tmp_path) == (2 if ends else 4)
 
@@ -79,9 +82,9 @@ def test_a_failed_rank_is_started_again(tmp_path: Path) -> None:
     code = "import os, sys, time, tempfile, signal\n"
     code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
     code += "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-    code += "    if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(100)\n"
+    code += "    if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(1000)\n"
     process = launch(tmp_path, code)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == 0
     assert starts(tmp_path) == 4
 
@@ -97,42 +100,43 @@ signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 while not asked:
     time.sleep(0.05)
 (folder / f"asked{rank}").touch()
-time.sleep(float(sys.argv[2]))
+while not (folder / "go").exists():
+    time.sleep(0.05)
 (folder / f"saved{rank}").touch()
 sys.exit(75)
 """
-"""Ranks that take some seconds to stop."""
+"""Ranks whose checkpoint takes until there is a file `go`."""
 
 
 def wait_for(folder: Path, names: str) -> None:
-    """Until both ranks have left such a file."""
-    end = time.monotonic() + 60
-    while len(list(folder.glob(names))) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    """Wait until both ranks have left such a file."""
+    wait_until(lambda: len(list(folder.glob(names))) == 2, names)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_reaches_the_ranks_and_ends_the_job_with_75(tmp_path: Path, number: signal.Signals) -> None:
-    process = launch(tmp_path, SAVES, "0.3")
+    (tmp_path / "go").touch()
+    process = launch(tmp_path, SAVES)
     wait_for(tmp_path, "start?")
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == 75
     assert {path.name for path in tmp_path.glob("saved*")} == {"saved0", "saved1"}
 
 
 def test_further_signals_cut_no_checkpoint_short(tmp_path: Path) -> None:
     """SLURM's warning, its SIGTERM and a user's: torchrun alone waits for the ranks at two, and leaves at the third."""
-    process = launch(tmp_path, SAVES, "3")
+    process = launch(tmp_path, SAVES)
     wait_for(tmp_path, "start?")
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(number)
         wait_for(tmp_path, "asked?")
         time.sleep(0.4)
     assert not list(tmp_path.glob("saved*"))
-    assert process.wait(timeout=60) == 75
+    (tmp_path / "go").touch()
+    assert process.wait(timeout=HANG) == 75
     saved = {path.name for path in tmp_path.glob("saved*")}
-    process.communicate(timeout=60)  # of ranks left behind, too
+    process.communicate(timeout=HANG)  # of ranks left behind, too
     assert saved == {"saved0", "saved1"}
 
 
@@ -143,6 +147,31 @@ def test_nodes_without_a_head_and_no_command_are_mistakes(tmp_path: Path) -> Non
     usage = subprocess.run([SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert usage.returncode == 2
     assert usage.stderr.startswith("Run a tool on every GPU") and "RESTARTS" in usage.stderr
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = launch(tmp_path, "", PORT=str(port), RANKS="1")
+        error = process.communicate(timeout=HANG)[1]
+    assert process.returncode == 2
+    assert error == (
+        f"error: localhost:{port} is taken by another program or job on this node; set PORT to a free port, the same "
+        "on all nodes\n"
+    )
+
+
+def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
+    """The kernel asks the ranks to stop; they write their checkpoint."""
+    process = launch(tmp_path, SAVES)
+    wait_for(tmp_path, "start?")
+    process.kill()
+    wait_for(tmp_path, "asked?")
+    (tmp_path / "go").touch()
+    wait_for(tmp_path, "saved?")
+    process.communicate(timeout=HANG)  # its pipes are closed when the ranks have ended
 
 
 # --- slurm.sbatch ---
@@ -176,7 +205,7 @@ def test_slurm_starts_torchrun_on_each_node(tmp_path: Path) -> None:
     script.write_text('#!/bin/bash\necho "$NODES $NODE $HEAD $PORT $JOB"\nprintf "<%s>" "$@"\n')
     script.chmod(0o755)
     process = slurm(tmp_path, 'shift; exec "$@"\n')
-    output, error = process.communicate(timeout=20)
+    output, error = process.communicate(timeout=HANG)
     assert process.returncode == 0, error
     assert output == "2 1 n1 21234 video_gn_31234\n<tools/train.py><a b.yaml>"
     assert not (tmp_path / "asked").exists()
@@ -185,7 +214,7 @@ def test_slurm_starts_torchrun_on_each_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "asked"), [(75, True), (1, False), (2, False)])
 def test_slurm_queues_again_what_was_preempted(tmp_path: Path, code: int, asked: bool) -> None:
     process = slurm(tmp_path, f"exit {code}\n")
-    process.communicate(timeout=20)
+    process.communicate(timeout=HANG)
     assert process.returncode == code
     assert (tmp_path / "asked").exists() == asked
     if asked:
@@ -197,11 +226,9 @@ def test_slurm_passes_its_warning_on_and_waits(tmp_path: Path) -> None:
     process = slurm(
         tmp_path, 'trap "sleep 0.5; touch saved; exit 137" USR1\ntouch up\nwhile true; do sleep 0.05; done\n'
     )
-    end = time.monotonic() + 20
-    while not (tmp_path / "up").exists() and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until((tmp_path / "up").exists)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=20)
+    process.communicate(timeout=HANG)
     assert process.returncode == 137
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "asked").read_text() == "requeue 31234\n"

@@ -6,12 +6,17 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +27,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
+from tests.helpers import HANG, children, is_running, session, wait_until
+from video_gn.children import call_in_child
+from video_gn.data import loader as loader_module
 from video_gn.data.augment import View
 from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
@@ -32,12 +40,15 @@ from video_gn.data.loader import (
     Loader,
     TrainBatches,
     WorkerLost,
+    _loader,
     eval_loader,
     naming_videos,
     train_loader,
 )
 from video_gn.errors import UserError
+from video_gn.limits import Space
 
+ROOT = Path(__file__).parent.parent
 RULE = settings(max_examples=50, deadline=None)
 CPU = torch.device("cpu")
 TestClips.__test__ = False  # type: ignore[attr-defined]
@@ -217,7 +228,7 @@ LISTS = [
     [unreadable(7), unreadable(8)],
     [item_of(9), item_of(10)],
 ]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -425,6 +436,13 @@ class Deadly(ValClips):
     def hangs_in_c(self) -> None:
         ctypes.CDLL(None).sleep(1000)
 
+    def hangs_with_the_lock(self) -> None:
+        """No thread and no signal handler of Python's runs."""
+        ctypes.PyDLL(None).sleep(1000)
+
+    def is_stopped(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     def raises(self) -> None:
         raise RuntimeError("a bug")
 
@@ -438,31 +456,41 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()  # loaders of tests before, whose dead workers torch would tell of again
     monkeypatch.setattr("video_gn.data.dataset.open_video", lambda path, decoder: nullcontext())
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(loader_module, "GRACE", 1.0)
 
 
-def loader_of(what: str, timeout: int = 60) -> Loader:
+def loader_of(what: str, timeout: float = HANG) -> Loader:
     return eval_loader(Deadly(what), 1, 2, CPU, 0, 1, timeout)
 
 
 def started(loader: Loader) -> list[int]:
     """The two workers, when both are at work."""
-    while len(loader.in_use()) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(loader.in_use()) == 2)
     return list(loader.in_use())
 
 
-@pytest.mark.parametrize("what", ["is_killed", "crashes", "exits", "hangs", "hangs_in_c"])
+HANGS = ["hangs", "hangs_in_c", "hangs_with_the_lock", "is_stopped"]
+
+
+@pytest.mark.parametrize("what", ["is_killed", "crashes", "exits", *HANGS])
 def test_a_lost_worker_ends_the_loop_and_names_its_video(
     what: str, nothing_opens: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A hang also leaves the stack of each worker on stderr."""
+    loader = loader_of(what)
+    batches = iter(loader)
     with pytest.raises(WorkerLost) as caught:
-        list(loader_of(what, timeout=3))
+        next(batches)  # of the worker that does not hang: what the other one read may not be sent any more
+        wait_until(lambda: what not in HANGS or "sub/vidéo 3.mp4" in loader.in_use().values())
+        batches.gi_frame.f_locals["batches"]._timeout = 1  # a hang is what is there now; a start may take longer
+        list(batches)
+    assert not [pid for pid in loader.in_use() if is_running(pid)]
     assert caught.value.videos == ["sub/vidéo 3.mp4"]
     message = str(caught.value)
     assert message.startswith("DataLoader ") and "; in flight: sub/vidéo 3.mp4; start again" in message
+    if what in HANGS:
+        assert "timed out after 1 seconds" in message
     if what.startswith("hangs"):
-        assert "timed out after 3 seconds" in message
         error = capfd.readouterr().err
         assert error.count("Current thread") == 2 and f" in {what}\n" in error
         assert ", sub/vidéo 3.mp4, is at:" in error and ", no video, is at:" in error
@@ -472,7 +500,7 @@ def test_a_death_while_the_main_process_computes(nothing_opens: None) -> None:
     """torch raises it there, where no batch is waited for; naming_videos around it all still knows the video."""
     with pytest.raises(WorkerLost) as caught, naming_videos():
         for _ in loader_of("is_killed"):
-            time.sleep(1)
+            time.sleep(HANG)  # ended by torch's signal handler
     assert caught.value.videos == ["sub/vidéo 3.mp4"]
 
 
@@ -498,18 +526,82 @@ def test_workers_heed_no_signal_but_their_parents(nothing_opens: None) -> None:
     assert indices == list(range(9))
 
 
-def test_a_hung_worker_ends_with_the_loader(nothing_opens: None) -> None:
-    loader = loader_of("hangs")
+@pytest.mark.parametrize("what", HANGS)
+def test_a_hung_worker_ends_with_the_loader(what: str, nothing_opens: None) -> None:
+    loader = loader_of(what)
     batches = iter(loader)
     next(batches)
     workers = started(loader)
+    wait_until(lambda: "sub/vidéo 3.mp4" in loader.in_use().values())
     del batches
-    for _ in range(100):
-        alive = [p for p in multiprocessing.active_children() if p.pid in workers]
-        if not alive:
-            break
-        time.sleep(0.05)
-    assert not alive
+    assert not [pid for pid in workers if is_running(pid)]
+
+
+def run_of(what: str) -> BaseProcess:
+    """Start a process that reads, and leads a session by which its workers are found when it is gone."""
+
+    def lead() -> None:
+        os.setsid()
+        for _ in loader_of(what):
+            time.sleep(HANG)
+
+    process = multiprocessing.get_context("fork").Process(target=lead)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("what", ["reads", *HANGS])
+def test_no_worker_outlives_a_killed_run(what: str, nothing_opens: None) -> None:
+    run = run_of(what)
+    assert run.pid is not None
+    wait_until(lambda: len(session(run.pid)) == 3)
+    run.kill()
+    run.join()
+    wait_until(lambda: not session(run.pid))
+
+
+@pytest.mark.parametrize("late", [0, 0.5])
+def test_no_worker_outlives_a_run_that_is_killed_at_the_fork(
+    late: float, nothing_opens: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the workers have asked who their parent is: by chance, and for certain."""
+    begin = loader_module._start_worker
+
+    def begin_late(*arguments: Any) -> None:
+        time.sleep(late)
+        begin(*arguments)
+
+    monkeypatch.setattr(loader_module, "_start_worker", begin_late)
+    for number in [1, 2] if late else [1, 1, 1, 2, 2, 2]:
+        run = run_of("reads")
+        assert run.pid is not None
+        wait_until(lambda pid=run.pid, number=number: len(children(pid)) == number)
+        run.kill()
+        run.join()
+        wait_until(lambda pid=run.pid: not session(pid))
+
+
+def test_a_run_that_fails_beside_a_hung_worker_ends() -> None:
+    """The error is raised where no batch is waited for, and keeps the loader alive to the interpreter's end."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from contextlib import nullcontext\nfrom tests.test_loader import loader_of, wait_until\n"
+        "from video_gn import cli\nfrom video_gn.data import dataset\nfrom video_gn.errors import UserError\n"
+        "dataset.open_video = lambda path, decoder: nullcontext()\n"
+        "def main():\n"
+        "    global batches\n"
+        "    loader = loader_of('hangs_with_the_lock')\n"
+        "    batches = iter(loader)\n"
+        "    next(batches)\n"
+        "    wait_until(lambda: 'sub/vidéo 3.mp4' in loader.in_use().values())\n"
+        "    raise UserError('a mistake')\n"
+        "cli.run(main)\n"
+    )
+    command = [sys.executable, "-c", script, str(ROOT)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        _, error = run.communicate(timeout=HANG)
+    assert (run.returncode, error) == (2, "error: a mistake\n")
+    assert not session(run.pid)
 
 
 def test_no_video_is_in_use_between_reads(nothing_opens: None) -> None:
@@ -524,3 +616,81 @@ def test_no_video_is_in_use_between_reads(nothing_opens: None) -> None:
 def test_the_main_process_needs_no_timeout() -> None:
     """Without workers, torch takes none."""
     assert list(eval_loader(Indices(3), 1, 0, CPU, 0, 1, 5.0)) == [[0], [1], [2]]  # type: ignore[arg-type, comparison-overlap]
+
+
+# ---- too little shared memory, too few open files ----
+
+
+class Still(Indices):
+    """Batches of 64 x 64 clips; every number of them is an open file on its way."""
+
+    def __getitem__(self, index: int) -> Clips:
+        return item_of(index)
+
+
+def read_with(files: tuple[int, int], workers: int = 2) -> int:
+    """The number of batches of 24 clips that are read under this limit, (soft, hard), above the files open now."""
+    present = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (present + files[0], present + files[1]))
+    return len(list(eval_loader(Still(240), 24, workers, CPU, 0, 1)))  # type: ignore[arg-type]
+
+
+def test_open_files_are_raised_to_the_hard_limit() -> None:
+    assert call_in_child(read_with, (12, 3000)) == 10
+
+
+@pytest.mark.parametrize("files", [2, 8, 12, 20, 30, 40])
+def test_too_few_open_files_are_named(files: int) -> None:
+    """Whether it is the main process or a worker that has none left, and at its start or later."""
+    with pytest.raises(UserError, match=r"too many open files: the limit is \d+ per process.* the hard limit is \d+"):
+        call_in_child(read_with, (files, files))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_is_not_to_blame_for_too_few_open_files(workers: int) -> None:
+    class Unopened(Indices):
+        def __getitem__(self, index: int) -> Clips:
+            error = VideoError("a.mp4", "[Errno 24] Too many open files: 'a.mp4'")
+            return replace(unreadable(index), unreadable=(error,))
+
+    with pytest.raises(UserError, match="too many open files: the limit is"):
+        list(eval_loader(Unopened(3), 1, workers, CPU, 0, 1))  # type: ignore[arg-type]
+
+
+def read_with_shared_memory(size: str) -> int | None:
+    """The number of batches of 60 clips that are read with a /dev/shm of this size; None where none can be mounted."""
+    if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS: mounts of its own
+        return None
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    return len(list(eval_loader(Still(240), 60, 2, CPU, 0, 1)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["4k", "20k", "200k"])
+def test_a_small_shared_memory_is_named(size: str) -> None:
+    """Docker's 64 MiB, in small: full from the start, or with the first batch; not after minutes of nothing."""
+    with pytest.raises(UserError) as caught:
+        if call_in_child(read_with_shared_memory, size) is None:
+            pytest.skip("no mount namespaces here")
+    message = str(caught.value)
+    assert message.startswith("too little shared memory") and " MiB are free in /dev/shm" in message
+    assert "--shm-size=16g or --ipc=host" in message and "data.workers=0" in message
+
+
+def test_room_for_what_is_prepared_ahead_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """4 clips of 1,000 bytes each, of 2 workers with 2 batches each, on 8 ranks of this machine: 128,000 bytes."""
+    item = replace(item_of(0), frames=torch.zeros(1, 10, 100, 1, dtype=torch.uint8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    loader = _loader(Still(8), [[0]], 2, CPU, 60)  # type: ignore[arg-type]
+    loader._compare([item] * 4, Space(128_000, 1 << 30))
+    assert capfd.readouterr().err == ""
+    loader._compare([item] * 4, Space(127_999, 1 << 30))
+    assert (
+        "warning: /dev/shm has 0.1 MiB free, and the batches of 8 x 2 workers can take 0.1 MiB"
+        in capfd.readouterr().err
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")  # rank 0 has said it
+    loader._compare([item] * 4, Space(0, 1 << 30))
+    assert capfd.readouterr().err == ""

@@ -545,7 +545,7 @@ def test_sync_batch_norm_is_measured_in_a_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @BOTH
 def test_sync_batch_norm_of_one_gpu(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -37,6 +37,12 @@ def test_each_run_is_a_curve_of_its_epochs(tmp_path, monkeypatch):
     assert [(list(c.get_xdata()), list(c.get_ydata())) for c in validation.lines] == [([1, 3], [80, 40]), ([1], [55])]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_validation_yet_is_drawn_without_a_warning(tmp_path):
+    """matplotlib's, about a legend of nothing."""
+    plots.plot_curves([write_run(tmp_path / "gn", [(90, None)])], tmp_path / "curves.png")
+
+
 def write_events(folder, errors, **settings):
     """A run of which TensorBoard's files are left. `settings`: keys of the config, with _ for the dot."""
     tree = {"output_dir": str(folder), "seed": settings.pop("seed", 0)}

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers import HANG
 from tests.test_train import TINY, launch
 from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny videos
 from video_gn import study as studies
@@ -481,7 +482,7 @@ def test_ranks_share_each_run(tmp_path, videos):
     }
     path = write_study(tmp_path, root=videos, **values)
     for process in launch(2, "tools/study.py", str(path), "--out", str(tmp_path / "out")):
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
     assert "2 of 2 runs finished" in (tmp_path / "out" / "table.md").read_text()
     facts = json.loads((tmp_path / "out" / "norm=none" / "seed0" / "environment.json").read_text())

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import HANG, wait_until
 from tests.test_train import run as train_run
 from tests.test_train import tiny
 from video_gn.data.motion import write_dataset
@@ -51,16 +51,13 @@ def address(run: Path) -> Iterator[str]:
 
 
 def get(address: str, page: str) -> Any:
-    with urllib.request.urlopen(address.rstrip("/") + page, timeout=30) as answer:
+    with urllib.request.urlopen(address.rstrip("/") + page, timeout=HANG) as answer:
         return json.load(answer)
 
 
 def test_it_shows_the_run_and_its_test(address: str, run: Path) -> None:
     runs: dict[str, Any] = {}
-    end = time.monotonic() + 60
-    while len(runs) < 2 and time.monotonic() < end:  # it reads in the background
-        runs = get(address, "/data/plugin/scalars/tags")
-        time.sleep(0.1)
+    wait_until(lambda: runs.update(get(address, "/data/plugin/scalars/tags")) or len(runs) == 2)  # it reads behind
     assert set(runs) == {".", "test_2-clip_center_32"}
     tags = set(runs["."])
     assert {tag.split("/")[0] for tag in tags} == {"train", "epoch", "val", "system", "summary", "percentiles"}

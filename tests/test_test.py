@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.helpers import HANG
 from tests.test_train import TINY, launch, tool
 from video_gn.config import load_config
 from video_gn.data.motion import write_dataset
@@ -152,7 +153,7 @@ def test_one_score_a_video_on_any_number_of_ranks(run, tmp_path, ranks):
     one = table(run, "4-clip_center_32")
     shutil.copytree(run, tmp_path / "run")
     for rank, process in enumerate(launch(ranks, "tools/test.py", checkpoint(tmp_path / "run"))):
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
         assert ("7 of 7 listed" in out) == (rank == 0)
     several = table(tmp_path / "run", "4-clip_center_32")

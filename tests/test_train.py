@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers import HANG
 from video_gn.config import Config, load_config, parse_config
 from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
@@ -292,8 +293,9 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
     tiny(tmp_path / "two", videos)
     arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), f"model.norm={norm}", "train.epochs=1"]
     for process in launch(2, *arguments):
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
+        assert "Grad strides" not in err  # DDP's warning, about kernels of 1 x 1 x 1
     for name, a in weights(tmp_path / "run").items():
         b = weights(tmp_path / "two" / "run")[name]
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
@@ -309,7 +311,7 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
 
 
 def tool(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
 
 
 def test_odd_lists_are_warned_about_before_anything_else(tmp_path, videos):

@@ -31,8 +31,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
+from video_gn import limits
+from video_gn.children import Parent, end_with
 from video_gn.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from video_gn.errors import UserError
+from video_gn.limits import GIB, MIB, size_text
 
 if TYPE_CHECKING:
     from video_gn.config import Config
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "error"]
 
-MIB, GIB = 2**20, 2**30
 SLOW = 10e6  # bytes a second: a rule of thumb, some 20 videos of Kinetics at short side 256
 SAMPLE = 64  # files of the data folder that are read
 READ_LIMIT, WRITTEN = 64 * MIB, 32 * MIB
@@ -123,8 +125,9 @@ def run_check(check: Check, target: Target) -> Iterator[Line]:
     deadline = time.monotonic() + check.seconds
     receiver, sender = multiprocessing.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="doctor-", ignore_cleanup_errors=True) as scratch:
-        pid = os.fork()
+        parent, pid = Parent.current(), os.fork()
         if pid == 0:
+            end_with(parent)
             _child(check, target, sender, scratch)
         sender.close()
         with suppress(OSError):  # the child does so, too: whoever comes first
@@ -186,11 +189,6 @@ def _last_words(code: int | None, output: Path) -> str:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-
-
-def size_text(size: float) -> str:
-    """Bytes for a person."""
-    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.1f} MiB"
 
 
 def user_error_line(name: str, error: UserError) -> Line:
@@ -315,7 +313,7 @@ def decoder(name: str, target: Target) -> Iterator[Line]:
         return
     folder = Path(tempfile.mkdtemp())
     # In another process: PyAV, which writes, shall not be loaded beside the decoder that is tried.
-    writer = multiprocessing.get_context("fork").Process(target=_write_clip, args=(folder,))
+    writer = multiprocessing.get_context("fork").Process(target=_write_clip, args=(Parent.current(), folder))
     writer.start()
     writer.join()
     if writer.exitcode != 0:
@@ -335,7 +333,8 @@ def decoder(name: str, target: Target) -> Iterator[Line]:
         yield Line("ok", title, f"decodes H.264{by}; {len(order)} frames of {counted} are the rendered ones")
 
 
-def _write_clip(folder: Path) -> None:
+def _write_clip(parent: Parent, folder: Path) -> None:
+    end_with(parent)
     import numpy as np
 
     from video_gn.data.motion import CLASSES, render, write_video
@@ -628,14 +627,14 @@ class Loading(NamedTuple):
 def machine(target: Target) -> Iterator[Line]:
     """Shared memory, open files, memory and cores, against what the config's workers need."""
     loading = None if target.config is None else _loading(target, target.config)
-    shm = os.statvfs("/dev/shm")
-    yield shared_memory_line(shm.f_bavail * shm.f_frsize, loading)
+    if (space := limits.shared_memory()) is not None:
+        yield shared_memory_line(space.free, loading)
     yield open_files_line(*resource.getrlimit(resource.RLIMIT_NOFILE), loading)
-    limits = cgroup_limits()
+    group = cgroup_limits()
     kib = {key: int(value) for key, value in re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text())}
-    available, total = (min(1024 * kib[key], limits.memory) for key in ("MemAvailable", "MemTotal"))
+    available, total = (min(1024 * kib[key], group.memory) for key in ("MemAvailable", "MemTotal"))
     yield memory_line(available, total, loading)
-    yield cores_line(min(len(os.sched_getaffinity(0)), limits.cores), loading)
+    yield cores_line(min(len(os.sched_getaffinity(0)), group.cores), loading)
 
 
 def _loading(target: Target, config: Config) -> Loading:
@@ -689,11 +688,13 @@ def open_files_line(soft: int, hard: int, loading: Loading | None) -> Line:
     need = 4096 if loading is None else loading.files
     soft, hard = (2**63 if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard))
     text = "no limit" if soft == 2**63 else f"limit {soft:,}"
-    text += "" if loading is None else f", a run takes up to about {need:,}"
-    if soft >= need:
+    raised = min(hard, limits.OPEN_FILES)
+    if soft < raised:
+        text += f", which a run raises to {raised:,}"
+    text += "" if loading is None else f"; a run takes up to about {need:,}"
+    if max(soft, raised) >= need:
         return Line("ok", "open files", text)
-    wanted = max(65536, need)
-    remedy = f"Run `ulimit -n {min(wanted, hard)}` in the shell before."
+    remedy = f"Run `ulimit -n {need}` in the shell before."
     if hard < need:
         remedy = f"Have the administrator raise the hard limit, {hard:,}, or set data.workers lower."
     return Line("warning", "open files", text, remedy)
@@ -765,7 +766,8 @@ def all_reduce(backend: str, target: Target) -> Iterator[Line]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(backend, rank, port, answers)) for rank in range(2)]
+    parent = Parent.current()
+    ranks = [context.Process(target=_rank, args=(parent, backend, rank, port, answers)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -786,8 +788,9 @@ def all_reduce(backend: str, target: Target) -> Iterator[Line]:
         yield Line("ok", title, "2 ranks on 127.0.0.1 agree")
 
 
-def _rank(backend: str, rank: int, port: int, answers: Any) -> None:
+def _rank(parent: Parent, backend: str, rank: int, port: int, answers: Any) -> None:
     """Put 1 + 2 = 3.0 as it was added up, or what went wrong, or None for too few GPUs."""
+    end_with(parent)
     import torch
     import torch.distributed as dist
 
@@ -832,7 +835,7 @@ def colours() -> bool:
 TORCH_REMEDY = "Install torch anew, with the command that pytorch.org's selector gives for this driver."
 DECODER_REMEDY = "Install it anew (INSTALL.md), or set data.decoder to one that is OK here."
 DISK_REMEDY = "Try `ls` there: a network disk may hang; copy the data to a local one."
-SHM_REMEDY = "Give more (Docker: --shm-size=16g or --ipc=host), or set data.workers or train.clips_per_gpu lower."
+SHM_REMEDY = f"{limits.SHARED_MEMORY_REMEDY[:1].upper()}{limits.SHARED_MEMORY_REMEDY[1:]}."
 GLOO_REMEDY = (
     "Let this machine's name resolve (/etc/hosts), allow 127.0.0.1, or set GLOO_SOCKET_IFNAME=lo for one node."
 )

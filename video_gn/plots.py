@@ -50,7 +50,7 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         _over_epochs(axis)
         axis.set(ylabel=title)
-        if not below:
+        if axis.lines and not below:  # a run without a validation has no points there
             axis.legend()
     if below:
         figure.legend(

@@ -546,6 +546,7 @@ def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> Non
     axis.set(xlabel=only, ylabel=f"{measured_name(study)} (%)", xlim=(-0.3, len(labels) - 0.7))
     axis.set_title(measured, fontsize="small")
     axis.grid(alpha=0.3)
-    axis.legend()
+    if axis.containers:  # of runs that have ended
+        axis.legend()
     figure.savefig(out, dpi=150)
     plt.close(figure)

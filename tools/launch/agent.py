@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import traceback
+from functools import partial
 from types import FrameType
 from typing import Any
+
+from video_gn.children import Parent, end_with
 
 MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
 HEAD_SILENCE = 45  # seconds
@@ -29,6 +34,7 @@ def main(arguments: list[str]) -> int:
 
     give_up_on_mistakes()
     stop_once()
+    take_ranks_along()
     give_up_on_a_silent_head()
     try:
         run(parse_args(arguments))
@@ -45,6 +51,14 @@ def main(arguments: list[str]) -> int:
         print(f"stopped by {stopped.sigval.name}", file=sys.stderr)
         return PREEMPTED if stopped.sigval == signal.SIGTERM else INTERRUPTED
     except (RendezvousError, OSError) as error:
+        if "EADDRINUSE" in "".join(traceback.format_exception(error)):
+            taken = parse_args(arguments).rdzv_endpoint
+            print(
+                f"error: {taken} is taken by another program or job on this node; set PORT to a free port, the same on "
+                "all nodes",
+                file=sys.stderr,
+            )
+            return MISTAKE
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         print(
             f"error: the nodes did not come together, or another one gave up ({said}); "
@@ -85,6 +99,14 @@ def stop_once() -> None:
         stop(signum, frame)
 
     api._terminate_process_handler = heed
+
+
+def take_ranks_along() -> None:
+    """Let the kernel stop the ranks, with a checkpoint, should this process be killed: they would train on unseen."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    end = partial(end_with, Parent.current(), signal.SIGTERM)
+    subprocess_handler.Popen = partial(subprocess.Popen, preexec_fn=end)  # type: ignore[misc,assignment]
 
 
 def give_up_on_a_silent_head() -> None:

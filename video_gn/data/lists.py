@@ -19,12 +19,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from video_gn.children import call_in_child
 from video_gn.console import say
 from video_gn.data import list_forms, stores
 from video_gn.errors import UserError
@@ -165,8 +166,7 @@ def check_files(records: list[Record], root: str, list_path: str) -> None:
             say(f"{list_path}: of {len(records):,} files in {root}, {URLS_LOOKED_AT} are looked for")
             records = [records[i * len(records) // URLS_LOOKED_AT] for i in range(URLS_LOOKED_AT)]
         # In a process of its own: a store's client has threads, whose locks a worker forked from here might wait for.
-        with ProcessPoolExecutor(1) as pool:
-            missing = pool.submit(_missing, records, root).result()
+        missing = call_in_child(_missing, records, root)
     if missing:
         shown = name_some([f"line {record.line} ({record.path!r})" for record in missing])
         raise UserError(

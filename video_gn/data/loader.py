@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -9,23 +11,32 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from multiprocessing import queues
+from multiprocessing.process import BaseProcess
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from video_gn import limits
+from video_gn.children import Parent, end_with, kill
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
+from video_gn.data.decode import VideoError
 from video_gn.errors import UserError
 
 LONGEST_PATH = 4096  # bytes; PATH_MAX of Linux
+LONGEST_MESSAGE = 4096  # bytes
 TIMEOUT = 300.0  # seconds
+GRACE = 5.0
+"""Seconds that workers have to end by themselves, amid the decoding of a video perhaps, before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -88,47 +99,114 @@ class WorkerLost(UserError):
 
 
 class Loader(DataLoader):
-    """A DataLoader that knows which videos its workers have in use, so that `WorkerLost` can name them."""
+    """A DataLoader that knows which videos its workers have in use, so that `WorkerLost` can name them.
+
+    Its workers end with this process, and with the iteration: at once by themselves, or killed after `GRACE`.
+
+    Raises:
+        UserError: too little shared memory, or too few open files (also while iterated over).
+    """
 
     known: ClassVar[list[Loader]] = []
     """Those being iterated over, and those left since the last one began: an error may have left them."""
 
     def __init__(self, dataset: torch.utils.data.Dataset, workers: int, timeout: float, **options: Any) -> None:
-        self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
-        self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+        if workers:
+            limits.raise_open_files()
+        with naming_videos():
+            self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
+            self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
+            self.messages = torch.zeros(workers, LONGEST_MESSAGE, dtype=torch.uint8).share_memory_()
+        self.processes: list[BaseProcess] = []
         self.left = False
-        options["worker_init_fn"] = partial(_start_worker, self.pids, self.paths)
         # Forked, whatever the default: a fork server and its workers outlived a killed run (tests/test_resume.py).
         context = "fork" if workers and sys.platform == "linux" else None
         super().__init__(
-            dataset, num_workers=workers, timeout=timeout if workers else 0, multiprocessing_context=context, **options
+            dataset,
+            num_workers=workers,
+            timeout=timeout if workers else 0,
+            multiprocessing_context=context,
+            collate_fn=_hand_over,
+            **options,
         )
 
     def __iter__(self) -> Iterator[list[Clips]]:  # type: ignore[override]
         Loader.known = [loader for loader in Loader.known if not loader.left] + [self]
         self.left = False
-        batches = super().__iter__()
+        self.worker_init_fn = partial(_start_worker, Parent.current(), self.pids, self.paths, self.messages)
+        space = limits.shared_memory()
+        with naming_videos(starting=True):
+            batches = super().__iter__()
+        self.processes = getattr(batches, "_workers", [])
         try:
             while True:
                 with naming_videos():
                     items = next(batches, None)
                 if items is None:
                     return
+                if space is not None and self.processes:
+                    self._compare(items, space)
+                    space = None  # once, with the first batch
                 yield items
         finally:
             self.left = True
+            _end(batches, self.processes)
 
     def in_use(self) -> dict[int, str]:
         """Path of the video that each worker has in use ("" for none), by process id."""
-        paths = [os.fsdecode(row.numpy().tobytes().rstrip(b"\0")) for row in self.paths]
-        return {pid: path for pid, path in zip(self.pids.tolist(), paths, strict=True) if pid}
+        return {pid: path for pid, path in zip(self.pids.tolist(), _texts(self.paths), strict=True) if pid}
+
+    def message(self) -> str:
+        """Return what a worker that gave up wrote; "" if none did."""
+        return next(filter(None, _texts(self.messages)), "")
+
+    def _compare(self, items: list[Clips], space: limits.Space) -> None:
+        """Warn, before the first step, where the batches that workers may prepare ahead do not fit in shared memory."""
+        batch = sum(item.frames.untyped_storage().nbytes() for item in items if isinstance(item, Clips))
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        need = ranks * self.num_workers * (self.prefetch_factor or 0) * batch
+        if need > space.free and os.environ.get("LOCAL_RANK", "0") == "0":
+            say(
+                f"warning: {limits.SHM} has {limits.size_text(space.free)} free, and the batches of {ranks} x "
+                f"{self.num_workers} workers can take {limits.size_text(need)}; {limits.SHARED_MEMORY_REMEDY}"
+            )
+
+
+def _texts(rows: Tensor) -> list[str]:
+    return [os.fsdecode(row.numpy().tobytes().rstrip(b"\0")) for row in rows]
+
+
+def _end(batches: Any, workers: Sequence[BaseProcess]) -> None:
+    """End torch's iterator and its workers, those by force that are not gone after `GRACE`: hung, or stopped."""
+    if not workers:
+        return
+    killer = threading.Timer(GRACE, kill, [workers])
+    killer.daemon = True
+    if any(worker.is_alive() for worker in workers):  # else the interpreter may be ending, where no thread can start
+        killer.start()
+    try:
+        with suppress(RuntimeError):  # torch raises it, wherever it waits, about each worker that is killed
+            batches._shutdown_workers()
+    finally:
+        killer.cancel()
+        kill(workers)
+
+
+@atexit.register  # after multiprocessing, and so called before: that would wait without limit for the same workers
+def _kill_left_workers() -> None:
+    """Kill the workers of loaders that an error has left half iterated over."""
+    left = [worker for loader in Loader.known for worker in loader.processes if not loader.left]
+    if left and left[0]._parent_pid == os.getpid():  # type: ignore[attr-defined]
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+        kill(left)
 
 
 @contextmanager
-def naming_videos() -> Iterator[None]:
+def naming_videos(starting: bool = False) -> Iterator[None]:
     """Turn torch's errors about its workers into `WorkerLost`; the stacks of workers that hang go to stderr.
 
-    A UserError of a worker, of which torch makes one with the whole traceback as text, gets its own text back.
+    A UserError of a worker, of which torch makes one with the complete traceback as text, gets its own text back.
+    Too little shared memory and too few open files become UserErrors.
 
     A `Loader` does so while one waits for its batch. But the death of a worker is raised wherever the main thread
     happens to be: put this around all that runs beside a loader.
@@ -139,7 +217,14 @@ def naming_videos() -> Iterator[None]:
         if not str(error).startswith("Caught UserError in DataLoader worker"):
             raise
         raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]) from None
+    except OSError as error:
+        if starting or error.errno == errno.EMFILE:  # a full disk is no business of the workers
+            raise limits.shortage(error) or error from None
+        raise
     except RuntimeError as error:
+        message = next((loader.message() for loader in Loader.known if loader.message()), str(error))
+        if problem := limits.shortage(message):
+            raise problem from None
         what = str(error).split("\n")[0].strip(" .\0")
         if not what.startswith("DataLoader "):
             raise
@@ -160,25 +245,59 @@ def _dump_stacks(in_use: dict[int, str]) -> None:
         time.sleep(0.2)  # it writes by itself
 
 
-def _start_worker(pids: Tensor, paths: Tensor, worker: int) -> None:
-    """Runs in a worker, first of all."""
+def _start_worker(parent: Parent, pids: Tensor, paths: Tensor, messages: Tensor, worker: int) -> None:
+    """Prepare a worker process: called in it, first of all."""
+    end_with(parent)
     faulthandler.register(signal.SIGUSR2, file=2)
     # A scheduler that ends a job sends these to all of its processes; the main process decides.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker ends with the job's signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-    paths[worker] = 0  # of the one before
+        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
+    # Threads of multiprocessing send the batches. It prints their errors; the main process would wait in vain.
+    sys.excepthook = lambda _, error, __: _give_up(messages[worker], error)
+    queues.Queue._on_queue_feeder_error = staticmethod(lambda error, _: _give_up(messages[worker], error))  # type: ignore[attr-defined]
+    paths[worker] = messages[worker] = 0  # of the one before
     pids[worker] = os.getpid()
     dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
     dataset.reading = paths[worker].numpy()
 
 
-def _obey_parent() -> None:
-    parent = os.getppid()
+def _obey(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
         pass  # of somebody else, while the parent lives
     os._exit(0)
+
+
+def _give_up(row: Tensor, error: BaseException) -> NoReturn:
+    """End this worker, which cannot send a batch, and leave the error to the main process."""
+    if limits.shortage(error) is None:
+        traceback.print_exception(error)
+    message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:LONGEST_MESSAGE]
+    row[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    os._exit(1)
+
+
+def _hand_over(items: list[Clips]) -> list[Clips]:
+    """Return a batch as it is: clips differ in size until the device has resized them.
+
+    In a worker their frames are put into shared memory, here rather than by torch in a thread whose errors are lost.
+
+    Raises:
+        UserError: there is too little shared memory, or a video could not be opened for want of open files: the video
+            is not to blame for that.
+    """
+    try:
+        for item in items:
+            if isinstance(item, Clips):
+                for error in item.unreadable:
+                    if os.strerror(errno.EMFILE) in error.reason:
+                        raise error
+                if get_worker_info() is not None:
+                    item.frames.share_memory_()
+    except (VideoError, RuntimeError) as error:
+        raise limits.shortage(error) or error from None
+    return items
 
 
 def train_loader(
@@ -223,7 +342,6 @@ def _loader(
         timeout,
         batch_sampler=batches,
         prefetch_factor=prefetch if workers else None,
-        collate_fn=list,  # clips differ in size until the device has resized them
         pin_memory=device.type == "cuda",
     )
 

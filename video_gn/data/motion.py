@@ -26,6 +26,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from video_gn.children import Parent, end_with
 from video_gn.errors import UserError
 
 CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle", "bob", "sway")
@@ -249,7 +250,8 @@ def _run(jobs: list[Job], workers: int) -> Iterator[None]:
     if workers <= 1 or len(jobs) <= 1:
         yield from map(_render_file, jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+    spawn, parent = multiprocessing.get_context("spawn"), Parent.current()
+    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=end_with, initargs=(parent,)) as pool:
         yield from pool.map(_render_file, jobs, chunksize=8)
 
 

@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -40,6 +39,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from tqdm import tqdm
 
+from video_gn.children import end_with_client, kill
 from video_gn.data.decode import VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
 from video_gn.data.stores import is_url
@@ -527,14 +527,13 @@ def _result(receiver: Connection, child: _Child) -> Any:
 
 
 def _end(child: _Child, receiver: Connection) -> None:
-    child.process.kill()
-    child.process.join(10)  # not for ever: a process that waits for a lost disk cannot even be killed
+    kill([child.process])
     receiver.close()
 
 
 def _child(sender: Connection, work: Callable[..., Any], call: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_client()
     result: Any
     try:
         result = work(*call)
@@ -547,13 +546,6 @@ def _child(sender: Connection, work: Callable[..., Any], call: tuple[Any, ...]) 
         result = VideoError(os.fspath(call[0]), f"{type(error).__name__}: {error}")
     sender.send(result)
     os._exit(0)  # whatever threads a decoder may have left
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _with_bar(results: Results, total: int, what: str) -> Results:

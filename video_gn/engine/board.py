@@ -46,7 +46,7 @@ def show_test(
         figure = confusion_figure(matrix, names)
         board.add_figure("test/confusion", figure, step)
         plt.close(figure)
-        batches = Loader(videos, min(workers, 1), TIMEOUT, batch_sampler=[[index] for index in worst], collate_fn=list)
+        batches = Loader(videos, min(workers, 1), TIMEOUT, batch_sampler=[[index] for index in worst])
         if sheet := worst_sheet([(item, rows[item.index]) for (item,) in batches], videos, names):
             board.add_image("test/worst_videos", np.asarray(sheet), step, dataformats="HWC")
 

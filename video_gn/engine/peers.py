@@ -130,6 +130,11 @@ class Peers:
                 host, port, None, serve and not served, timedelta(seconds=ROLL_CALL), wait_for_workers=False
             )
         except RuntimeError as error:
+            if "EADDRINUSE" in str(error):
+                raise UserError(
+                    f"{self.name}: port {port} is taken by another program or job; set MASTER_PORT (torchrun's "
+                    "--master-port) to a free one"
+                ) from None
             raise UserError(
                 f"{self.name}: no connection to rank 0 at {host}:{port} ({_brief(error)}); {HELP}"
             ) from None

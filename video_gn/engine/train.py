@@ -514,6 +514,9 @@ class Trainer:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The model in DDP. Running statistics are averaged over ranks before they are used: DDP need not send them."""
+    # The gradient of a 1 x 1 x 1 kernel lies in memory as the kernel does; only the strides of its sides of length 1
+    # differ, of which DDP warns.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with warnings.catch_warnings():  # the new name, forward_sync_buffers, is of torch 2.13
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)
