@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.test_train import TINY, launch, tool
 from video_gn.config import load_config
-from video_gn.data.motion import write_dataset
+from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine import test as testing
 from video_gn.errors import UserError
@@ -51,7 +51,7 @@ def test_the_class_names_are_the_checkpoints(run: Path, tmp_path: Path) -> None:
     """Their file may be gone."""
     state = ckpt.load(Path(checkpoint(run)))
     state["config"]["data"]["class_names"] = "gone.txt"
-    names = [f"class {label}" for label in range(10)]
+    names = [name.upper() for name in CLASSES]  # spelled as another file had it
     ckpt.save(tmp_path / "last.pt", {**state, "class_names": names})
     testing.test_checkpoint(tmp_path / "last.pt", ["test.clips=1"])
     (written,) = tmp_path.glob("test_*.csv")

@@ -16,11 +16,12 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
-    args = parser.parse_args()
+    parser.add_argument("--out", metavar="FOLDER", help="where the files go (default: the run's folder)")
+    args = parser.parse_intermixed_args()
 
     from video_gn.engine.test import test_checkpoint
 
-    result = test_checkpoint(args.checkpoint, args.overrides)
+    result = test_checkpoint(args.checkpoint, args.overrides, args.out)
     if result is not None:
         print(result.table())
 
