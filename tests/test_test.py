@@ -31,7 +31,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tested")
     write_dataset(folder / "videos", train_videos=10, val_videos=7, num_frames=40, size=48, workers=1, progress=False)
     (folder / "tiny.yaml").write_text(TINY.format(out=folder / "run", root=folder / "videos"))
-    config = load_config(folder / "tiny.yaml", ["test.clips=4"])
+    config = load_config(folder / "tiny.yaml", ["test.clips=4", "test.short_side=48"])
     torch.manual_seed(0)
     model = build_model(config.model)
     nn.init.normal_(model.head.fc.weight, std=1)

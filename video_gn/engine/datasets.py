@@ -24,6 +24,11 @@ from video_gn.errors import UserError
 CLASSES = "classes.txt"
 """In a list's folder, the names of its classes by label: tools/make_lists.py writes it beside its lists."""
 MAX_SHOWN = 8  # class names in a message
+SAME_CLASSES = (
+    "use lists with the network's classes in its order (tools/make_lists.py --classes FILE makes them), or correct "
+    "the names' file where only a name is wrong"
+)
+"""The remedy for lists of other classes."""
 
 
 def read_records(config: Config, name: str, world: World, trained: Sequence[str] | None = None) -> list[Record]:
@@ -92,7 +97,7 @@ def class_names(config: Config, checkpoint: Checkpoint | None = None) -> list[st
         if data.class_names is not None:
             file = find_list(data.class_names, data.root)
             if (problem := other_classes(known, _names_in(file), str(file))) is not None:
-                raise UserError(problem)
+                raise UserError(f"data.class_names: {problem}; leave it out, as the checkpoint has the names")
     if data.class_names is None and checkpoint is None:
         if data.kind == "images":
             return image_classes(data.train_list, data.root)
@@ -117,7 +122,7 @@ def list_classes(config: Config, name: str) -> tuple[str, list[str]]:
 
 
 def other_classes(trained: Sequence[str], found: Sequence[str], source: str) -> str | None:
-    """Return an error's message where a label means one class to the network and another in `source`; else None.
+    """Say where a label means one class to the network and another in `source`; None where none does.
 
     Names are equal without regard to case, blanks, underscores and hyphens. Numbers are no names.
     """
@@ -129,9 +134,15 @@ def other_classes(trained: Sequence[str], found: Sequence[str], source: str) -> 
         return None
     return (
         f"label {label} is {trained[label]!r} to the network and {found[label]!r} in {source}: its classes are "
-        f"{_shown(trained)}, and those of {source} are {_shown(found)}; use lists with the network's classes in its "
-        f"order (tools/make_lists.py --classes FILE makes them), or correct {source} where only a name is wrong"
+        f"{_shown(trained)}, and those of {source} are {_shown(found)}"
     )
+
+
+def warn_of_other_classes(config: Config, trained: Sequence[str]) -> None:
+    """Log a warning where the test list's classes are not the network's, for tools that do not need its labels."""
+    source, found = list_classes(config, config.data.test_list)
+    if (problem := other_classes(trained, found, source)) is not None:
+        say(f"warning: {problem}; predictions have the network's classes, labels of lists are copied as they are")
 
 
 def trained_classes(path: str) -> list[str]:
@@ -186,7 +197,7 @@ def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> l
     if trained is not None:  # before labels are compared with their number
         source, found = list_classes(config, name)
         if (problem := other_classes(trained, found, source)) is not None:
-            raise UserError(f"{name}: {problem}")
+            raise UserError(f"{name}: {problem}; {SAME_CLASSES}")
     names = None
     if data.class_names is not None:  # which a csv of Kinetics needs
         names = class_names(config) if trained is None else list(trained)

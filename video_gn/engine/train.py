@@ -486,7 +486,7 @@ class Trainer:
         names = self.world.first(lambda: trained_classes(checkpoint))
         source = self.config.data.class_names or f"the folder of {self.config.data.train_list}"
         if (problem := other_classes(names, self.class_names, source)) is not None:
-            raise UserError(f"{checkpoint}: {problem}; for a net of these other classes {remedy}")
+            raise UserError(f"{checkpoint}: {problem}; correct the names, or for other classes {remedy}")
 
     @property
     def _quiet(self) -> bool | None:

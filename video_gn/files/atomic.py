@@ -24,7 +24,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], elsewhere: str = ELSEWHERE, *, durable: bool = True) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], elsewhere: str = ELSEWHERE, *, parents: bool = False, durable: bool = True
+) -> Iterator[Path]:
     """Yield a temporary path to write to; at the end of the `with` it becomes `path`, in one move.
 
     After an error `path` is as it was, and the temporary file is gone. An OSError of the body counts as one of writing:
@@ -32,6 +34,7 @@ def replacing(path: str | os.PathLike[str], elsewhere: str = ELSEWHERE, *, durab
 
     Args:
         elsewhere: the remedy where `path` cannot be written, such as "give another --out".
+        parents: whether to make its folder where that is missing.
         durable: whether file and name survive a power cut (fsync).
 
     Raises:
@@ -40,6 +43,8 @@ def replacing(path: str | os.PathLike[str], elsewhere: str = ELSEWHERE, *, durab
     path = Path(path)
     temporary = temporary_path(path)
     try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
             sync(temporary)
