@@ -39,11 +39,12 @@ from video_gn.engine.datasets import (
     quarantine,
     read_records,
     test_dataset,
+    warn_of_other_classes,
 )
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
-from video_gn.files.atomic import is_temporary, make_folder, replacing, write_text
+from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
 from video_gn.models import build_model
 from video_gn.models.resnet import ResNet
 
@@ -133,6 +134,11 @@ def extract_features(
         left = [record for record in records if record.path not in done]
         if ranks.is_main and done:
             say(f"{len(done)} of {len(records)} videos are done; going on with the other {len(left)}")
+        rows = len(left) * (config.test.clips if per == "clip" else 1)
+        size = 4 * rows * config.model.width * (1 if stage == "stem" else 2 ** int(stage[-1]))  # bytes of float32
+        ranks.first(lambda: check_writable(store.folder, size, ELSEWHERE))
+        if ranks.is_main:
+            warn_of_other_classes(config, state.get("class_names", []))
         extraction = _Extraction(model, config, stage, per, ranks)
         unreadable = extraction.run(left, store, videos_per_shard)
         if not ranks.is_main:

@@ -82,7 +82,8 @@ def _scores(classifier: Classifier, video: str) -> np.ndarray:
     except UserError as error:
         if not is_url(video):
             raise
-        raise VideoError(video, str(error)) from None
+        reason = str(error.__context__ or error)  # the error's own remedies are those of lists
+        raise VideoError(video, f"{reason}; download the file, or install what such addresses need") from None
 
 
 def _check_names(videos: Sequence[str]) -> None:

@@ -140,6 +140,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_test(path: Path, result: dict[str, Any]) -> Test:
+    needed = {"protocol", "top1", "top5", "mean_class_accuracy", "videos_scored", "videos_listed", "config"}
+    if lacking := needed - result.keys():
+        raise UserError(f"{path}: has no {min(lacking)}; test again with tools/test.py or remove it")
     table_path = path.with_suffix(".csv")
     if not table_path.exists():
         return Test(path, result, [], None)

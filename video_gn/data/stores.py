@@ -78,7 +78,7 @@ def fetch_new(url: str, first: int | None = None) -> bytes:
     try:
         store, path = fsspec.core.url_to_fs(url)  # one object for all files of a store and process
     except (ImportError, ValueError) as error:
-        raise UserError(f"cannot read {url}: {error}; correct the address, or install what it needs") from None
+        raise UserError(f"cannot read {url}: {error}; correct data.root, or install what it needs") from None
     options = {} if first is None else {"start": 0, "end": first}
     for pause in (*PAUSES, None):
         try:
