@@ -157,8 +157,10 @@ def _program(model: Network, config: Config, fixed: int | None) -> tuple[Exporte
 
 def _save(program: ExportedProgram, shape: tuple[int | str, ...], facts: dict[str, Any], path: Path) -> None:
     if path.suffix == ".pt2":
-        with _quiet(), path.open("wb") as file:  # a file's errors say more than those of torch's writer of paths
-            torch.export.save(program, file, extra_files={METADATA: json.dumps(facts)})
+        archive = io.BytesIO()  # on a full disk torch's writer would abort the process
+        with _quiet():
+            torch.export.save(program, archive, extra_files={METADATA: json.dumps(facts)})
+        path.write_bytes(archive.getbuffer())
         return
     free = {axis: name for axis, name in enumerate(shape) if isinstance(name, str)}
     with _quiet():
