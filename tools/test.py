@@ -1,10 +1,11 @@
-"""Score a trained network: 10 clips a video, softmax averaged. Writes test_<protocol>.json and .csv.
+"""Score a trained network: 10 clips per video, softmax averaged. Writes test_<protocol>.json and .csv.
 
 python tools/test.py runs/demo/checkpoints/last.pt
 python tools/test.py runs/my_run/checkpoints/best.pt test.views=three data.root=/data/kinetics400
 torchrun --nproc-per-node 8 tools/test.py CHECKPOINT [key=value ...]
 
-The config is the one in the checkpoint.
+The config is the one in the checkpoint. Only a run's own test (last.pt, its config's list and settings) has the plain
+name; scores of other lists, strides, short sides or checkpoints have names of their own (docs/testing.md).
 """
 
 from __future__ import annotations
