@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.test_atomic import files_up_to, read_only
 from tests.test_train import tool
 from tests.untrained import write_untrained
 from video_gn import export, inference
@@ -147,4 +148,24 @@ def test_mistakes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "NEEDED", ("onnx_that_nobody_has",))
     with pytest.raises(UserError, match="onnx_that_nobody_has missing.*pip install onnx_that_nobody_has"):
         export_checkpoint(trained, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(trained, tmp_path, monkeypatch):
+    """Its clean-up, too, which a read-only disk refuses."""
+    monkeypatch.setattr(export, "_program", None)
+    with read_only(tmp_path), pytest.raises(UserError, match=r": cannot be written \(.*\); choose another place"):
+        export_checkpoint(trained, tmp_path / "net.pt2")
+    with files_up_to(4096), pytest.raises(UserError, match=r"\(File too large\); free space or choose another place"):
+        export_checkpoint(trained, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_is_one_line(trained, tmp_path):
+    size = sum(tensor.numel() * 4 for tensor in ckpt.load(trained)["model"].values())
+    with (
+        files_up_to(size + 1000),
+        pytest.raises(UserError, match=r"net.pt2: cannot be written \(File too large\); free"),
+    ):
+        export_checkpoint(trained, tmp_path / "net.pt2", frames=8)
     assert not list(tmp_path.iterdir())

@@ -26,6 +26,7 @@ from video_gn.data.loader import WorkerLost
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.features import extract_features, pooled, read_index, read_shard
+from video_gn.files.atomic import temporary_path
 from video_gn.models import build_model
 
 VIDEOS, CLIPS = 7, 4
@@ -118,14 +119,14 @@ def test_images_and_2d_nets(trained):
 def test_a_killed_run_goes_on_behind_its_last_shard(trained, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "out"
     extract(trained, whole, videos_per_shard=2)
-    write_text = ckpt.write_text
+    write_text = features.write_text
 
-    def killed_after_two_shards(path, text):
+    def killed_after_two_shards(path, text, elsewhere):
         if (out / "features_00002.npz").exists():  # written, and not yet in the index
             raise KeyboardInterrupt
-        write_text(path, text)
+        write_text(path, text, elsewhere)
 
-    monkeypatch.setattr(ckpt, "write_text", killed_after_two_shards)
+    monkeypatch.setattr(features, "write_text", killed_after_two_shards)
     with pytest.raises(KeyboardInterrupt):
         extract(trained, out, videos_per_shard=2)
     assert len(read_index(out)) == 4
@@ -166,7 +167,7 @@ def test_other_features_in_the_same_folder_are_refused(trained, tmp_path):
 
 def test_a_folder_that_a_kill_left_is_gone_on_with_and_a_damaged_one_refused(trained, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".features.json.tmp").write_text('{"weig')  # of the very first write
+    temporary_path(tmp_path / "out" / "features.json").write_text('{"weig')  # of the very first write
     assert extract(trained, tmp_path / "out", per="video").videos == VIDEOS
     for content in (b'{"weights": "12', b"[1]", b"\xff"):
         (tmp_path / "out" / "features.json").write_bytes(content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.test_train import (
     videos,  # noqa: F401 - a fixture
 )
 from video_gn.config import load_config
+from video_gn.data.motion import CLASSES
 from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 
@@ -56,6 +59,40 @@ def test_a_resumed_run_does_not_start_again_from_the_weights(tmp_path, tree, vid
     config = load_config(tmp_path / "clips" / "tiny.yaml", ["train.epochs=2", f"model.init_from={source}"])
     last = ckpt.load(run(config) / "checkpoints" / "last.pt")["model"]
     assert not torch.equal(first["head.fc.weight"], last["head.fc.weight"])
+
+
+def lists(folder: Path, videos: Path, names: Sequence[str]) -> list[str]:  # noqa: F811
+    """Overrides for the videos' lists in a folder where the classes have these names."""
+    folder.mkdir()
+    for name in ("train.csv", "val.csv"):
+        shutil.copy(videos / name, folder)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    return [f"data.{split}_list={folder / f'{split}.csv'}" for split in ("train", "val")]
+
+
+def test_a_label_means_one_class(tmp_path, videos):  # noqa: F811
+    """From training list to validation list, from run to resumed run, and from the weights' head to the run's."""
+    other = lists(tmp_path / "other", videos, CLASSES[::-1])
+    with pytest.raises(UserError, match="val.csv: label 0 is 'up' to the network and 'sway' in .*classes.txt"):
+        train(tmp_path / "a", TINY, videos, other[1])
+    with pytest.raises(UserError, match="train.csv: label 0 is 'sway' to the network and 'up' in .*classes.txt"):
+        train(tmp_path / "b", TINY, videos, f"data.class_names={tmp_path / 'other' / 'classes.txt'}")
+    assert not (tmp_path / "a" / "run").exists() and not (tmp_path / "b" / "run").exists()
+
+    train(tmp_path / "first", TINY, videos, "train.epochs=1")
+    last = tmp_path / "first" / "run" / "checkpoints" / "last.pt"
+    assert ckpt.load(last)["class_names"] == list(CLASSES)  # of the classes.txt beside the training list
+    before = (tmp_path / "first" / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="last.pt: label 0 is 'up' to the network and 'sway' .*another output_dir"):
+        run(load_config(tmp_path / "first" / "tiny.yaml", ["train.epochs=2", *other]))
+    assert (tmp_path / "first" / "run" / "config.yaml").read_text() == before
+
+    source = f"model.init_from={last}"
+    with pytest.raises(
+        UserError, match=r"last.pt: label 0 is 'up' to .* and 'sway' .*set model.init_drop=\['head.\*'\]"
+    ):
+        train(tmp_path / "c", TINY, videos, *other, source)
+    train(tmp_path / "d", TINY, videos, "train.epochs=1", *other, source, "model.init_drop=['head.*']")
 
 
 def test_frozen_batch_norm_keeps_the_trained_statistics(tmp_path, videos):  # noqa: F811

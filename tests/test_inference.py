@@ -104,16 +104,23 @@ def test_predictions_are_sorted_and_named(classifier, videos, frames):
     assert sum(p.score for p in both[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_checkpoint_knows_its_classes(saved, tmp_path):
+def test_the_checkpoint_knows_its_classes(saved, tmp_path, capsys):
     """Where their file is gone, too; another file may be named, and must be there."""
     state = ckpt.load(saved)
     state["config"]["data"]["class_names"] = "gone.txt"
     names = [f"class {label}" for label in range(10)]
     ckpt.save(tmp_path / "named.pt", {**state, "class_names": names})
     assert video_gn.load(tmp_path / "named.pt", "cpu").names == names
-    (tmp_path / "other.txt").write_text("".join(f"other {label}\n" for label in range(10)))
+    assert "warning: label 0 is 'class 0' to the network and 'up' in" in capsys.readouterr().err  # beside its list
+    (tmp_path / "other.txt").write_text("".join(f"Class_{label}\n" for label in range(10)))
     other = video_gn.load(tmp_path / "named.pt", "cpu", [f"data.class_names={tmp_path / 'other.txt'}"])
-    assert other.names == [f"other {label}" for label in range(10)]
+    assert other.names == [f"Class_{label}" for label in range(10)]
+    for found in (names[::-1], names[1:], ["class 0", "x", *names[2:]]):  # another order, fewer, another name
+        (tmp_path / "other.txt").write_text("".join(f"{name}\n" for name in found))
+        with pytest.raises(
+            UserError, match=r"label \d is 'class \d' to the network and .* in .*other.txt: its classes"
+        ):
+            video_gn.load(tmp_path / "named.pt", "cpu", [f"data.class_names={tmp_path / 'other.txt'}"])
     numbers = video_gn.load(tmp_path / "named.pt", "cpu", ["data.class_names=null"])
     assert numbers.names == [str(label) for label in range(10)]
     with pytest.raises(UserError, match="absent.txt"):
@@ -333,8 +340,32 @@ def test_odd_names(classifier, videos, tmp_path, monkeypatch, capsys, caplog):
 
 def test_a_folder_that_cannot_be_made(classifier, videos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--out .*file: cannot make the folder \(File exists\); name another"):
+    with pytest.raises(UserError, match=r"file: cannot make the folder \(File exists\); give another --out"):
         predict.predict_videos(classifier, videos, timeline=True, out=tmp_path / "file")
+
+
+def test_what_cannot_be_read_stops_no_other_prediction(classifier, videos, tmp_path, capsys):
+    """A URL of an unknown kind, a folder, an empty name, a file that is not there and one that may not be named so."""
+    bad = ["rtsp://127.0.0.1:8554/cam", "nosuch://host/a.mp4", str(tmp_path), "", "absent.mp4", "x" * 300 + ".mp4"]
+    with pytest.raises(UserError, match="6 of 7 videos cannot be read, such as rtsp:"):
+        predict.predict_videos(classifier, [*bad, videos[0]], top=1)
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == [videos[0]]
+    assert err.count("not predicted: ") == 6 and "data.root" not in err
+    assert "not predicted: rtsp://127.0.0.1:8554/cam: Protocol not known: rtsp" in err
+
+
+def test_files_of_long_names_are_written_under_shortened_ones(classifier, videos, tmp_path):
+    """251 bytes, two of one beginning, in letters of two bytes."""
+    (tmp_path / "in").mkdir()
+    names = ["u" * 242, "t" * 246 + "a", "t" * 246 + "b", "é" * 123]
+    paths = [str(tmp_path / "in" / f"{name}.mp4") for name in names]
+    for path in paths:
+        shutil.copy(videos[0], path)
+    predict.predict_videos(classifier, paths, timeline=True, overlay=True, out=tmp_path / "out")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(written) == 12 and all(len(name.encode()) <= 255 for name in written)
+    assert f"{names[0]}.timeline.csv" in written  # 255 bytes: fits
 
 
 @pytest.mark.parametrize("lost", [47, 71])

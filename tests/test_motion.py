@@ -193,7 +193,7 @@ def test_a_failed_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match=r"a.mp4: cannot be written \(no space left\); set data.root to another folder"):
         write_video(tmp_path / "a.mp4", np.zeros((3, 32, 32, 3), np.uint8))
     assert os.listdir(tmp_path) == []
 
@@ -203,6 +203,12 @@ def test_a_failed_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(av, "Codec", no_codec)
     with pytest.raises(UserError, match="libx264"):
         write_video(tmp_path / "a.mp4", np.zeros((3, 32, 32, 3), np.uint8))
+
+
+def test_a_place_that_cannot_hold_the_videos(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot make the folder \(File exists\); set data.root"):
+        write_dataset(tmp_path / "file", **TINY)
 
 
 @pytest.fixture(scope="module")

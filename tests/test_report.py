@@ -66,7 +66,7 @@ class Page(HTMLParser):
             self.rows[self.section][-1][-1] += ("|" if self.open[-1] == "small" else "") + data
 
 
-def write_run(folder, config, /, *, pairs=None, classes=(), epochs=(), environment=None, **result):
+def write_run(folder, config, /, *, pairs=None, classes=(), epochs=(), environment=None, suffix="", **result):
     """A run's folder; `pairs` are (label, predicted) of its test, `result` what else its JSON says."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
@@ -83,8 +83,9 @@ def write_run(folder, config, /, *, pairs=None, classes=(), epochs=(), environme
         known = {"protocol": "10-clip center 56", "top1": 100 * hits, "top5": 100.0, "mean_class_accuracy": 50.0}
         counted = {"videos_scored": len(pairs), "videos_listed": len(pairs) + 1, "unreadable": {EVIL: "cut"}}
         known |= counted | {"clips_per_second": 7.5, "checkpoint": "last.pt", "step": 3}
-        name = folder / "test_10-clip_center_56.json"
-        name.write_text(json.dumps(known | {"config": config.model_dump(mode="json")} | result))
+        content = known | {"config": config.model_dump(mode="json")} | result
+        name = folder / f"test_{content['protocol'].replace(' ', '_')}{suffix}.json"
+        name.write_text(json.dumps(content))
         with name.with_suffix(".csv").open("w", newline="") as stream:
             rows = csv.writer(stream)
             rows.writerow(["path", "label", "predicted", "problem", *(f"score_{c}" for c in classes)])
@@ -124,16 +125,38 @@ def test_bootstrap_of_mean_class_accuracy():
     assert report.bootstrap_mean_class(np.diag([4, 9])) == (100, 100)
 
 
+LIST = {"test_list": "mine.csv", "list_sha256": "0a1b2c3d" * 8}
+
+
+def test_top_5_of_6_classes_and_scores_of_other_lists(tmp_path):
+    """A score on other videos than the run's own stands in a row of its own, and names its list and checkpoint."""
+    config = small_config(model__num_classes=6)
+    run = write_run(tmp_path / "run", config, pairs=[(0, 0)] * 4, classes="abcdef", test_list="val.csv")
+    best = {"suffix": "_mine", "checkpoint": "best.pt"} | LIST
+    other = write_run(tmp_path / "other", config, pairs=[(0, 1)], classes="abcdef", **best)
+    for path in other.glob("test_*"):
+        path.rename(run / path.name)
+    rows = Page(report.write_report([run], tmp_path / "r.html").read_text()).rows["scores"][1:]
+    assert [row[1].split("|")[1].split(", ") for row in rows] == [
+        ["val.csv", "32 x 2", "short side 256", "last.pt", "step 3"],
+        ["mine.csv (0a1b2c3d)", "32 x 2", "short side 256", "best.pt", "step 3"],
+    ]
+    assert [row[2].split("|")[0] for row in rows] == ["100.00", "0.00"]
+    assert rows[0][3] == "100.00|51.0 to 100.0"  # Wilson's of 4 of 4
+
+
 def test_what_the_page_says(tmp_path):
     pairs = [(0, 0)] * 8 + [(0, 1)] * 2 + [(1, 1)] * 7 + [(1, 2)] * 3
-    one = write_run(tmp_path / "one", small_config(seed=0), pairs=pairs, classes=["a", "b", "c"], epochs=[40, 30])
+    one = write_run(
+        tmp_path / "one", small_config(seed=0), pairs=pairs, classes=["a", "b", "c"], epochs=[40, 30], **LIST
+    )
     two = write_run(tmp_path / "two", small_config(seed=5, optim__lr=0.02), environment={"torch": "2.11"})
     page = Page(report.write_report([one, two], tmp_path / "out" / "r.html").read_text())
     assert page.rows["scores"][1][:4] == [
         "one",
-        "10-clip center 56|last.pt, step 3",
+        "10-clip center 56|mine.csv (0a1b2c3d), 32 x 2, short side 256, last.pt, step 3",
         "75.00|53.1 to 88.8",  # Wilson's of 15 of 20
-        "100.00|83.9 to 100.0",
+        "-",  # three classes
     ]
     assert page.rows["scores"][1][5] == "20 of 21"
     assert page.rows["scores"][2][:3] == [
@@ -191,6 +214,7 @@ def test_table_8_beside_the_paper(tmp_path):
         write_run(tmp_path / "before_the_end", config, **whole | {"step": 60}),
         write_run(tmp_path / "other_clips", config, **whole, config=other_clips),
         write_run(tmp_path / "three_clips", config, **whole, config=three_clips),
+        write_run(tmp_path / "training_list", config, **whole, suffix="_train_64x1_0a1b2c3d", test_list="train.csv"),
     ]
     page = Page(report.write_report(runs, tmp_path / "r.html").read_text())
     assert [[cell.replace("\xa0", " ") for cell in row] for row in page.rows["table-8"]] == [

@@ -58,7 +58,8 @@ def pretend_test(run: Run, *overrides: str, **values: object) -> None:
     """The result of a test whose config had these overrides."""
     config = parse_config(run.config.model_dump(mode="json"), overrides).model_dump(mode="json")
     result = {"checkpoint": "last.pt", "step": 10, "top1": 61.5, "videos_scored": 11, "videos_listed": 11}
-    (run.folder / "test_10-clip_center_32.json").write_text(json.dumps(result | {"config": config} | values))
+    path = run.folder / values.pop("name", "test_10-clip_center_32.json")
+    path.write_text(json.dumps(result | {"config": config} | values))
 
 
 # --- the study file ---
@@ -280,6 +281,7 @@ def test_a_run_on_other_lists_is_another_experiment(tmp_path, override, told):
         (["data.test_list=other.csv"], {}, False),
         (["test.short_side=48"], {}, False),
         (["data.frames=16"], {}, False),
+        ([], {"name": "test_10-clip_center_32_val_8x2_0a1b2c3d.json"}, True),  # where the checkpoint's config is older
     ],
 )
 def test_a_test_counts_if_it_is_the_studys_and_whole(tmp_path, overrides, values, is_finished):

@@ -25,8 +25,10 @@ def main() -> None:
         raise UserError(f"{args.out}: exists already; choose another name or give --force")
 
     from video_gn.engine.checkpoint import save
+    from video_gn.files.atomic import check_writable
     from video_gn.models.weights import read_weights
 
+    check_writable(args.out.parent)  # before a download
     weights, said = read_weights(args.source)
     save(args.out, {"model": weights, "converted": said})
     print(said)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from video_gn.errors import UserError
+from video_gn.files.atomic import replacing
 
 INK, PAPER, BAR, TRACK = (235, 235, 235), (24, 24, 28), (76, 146, 220), (58, 58, 66)
 FPS = 25.0
@@ -64,26 +65,21 @@ def resized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float | None) -> None:
     """Write uint8 (H, W, 3) RGB frames of one size as H.264 MP4; odd sides lose nothing, an edge pixel is repeated.
 
-    `path` appears when it is complete. Raises UserError where PyAV has no libx264.
+    `path` appears when it is complete. Raises UserError where it cannot be written or PyAV has no libx264.
     """
     try:
         av.Codec("libx264", "w")
     except av.codec.codec.UnknownCodecError:
         raise UserError("PyAV's FFmpeg has no libx264; install PyAV's own build (`pip install av`)") from None
-    partial = path.with_name(f".{path.name}.partial")
     rate = Fraction(fps or FPS).limit_denominator(1001)
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-            stream.pix_fmt = "yuv420p"
-            for index, image in enumerate(frames):
-                image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-                if index == 0:
-                    stream.height, stream.width = image.shape[:2]
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.pts, frame.time_base = index, 1 / rate
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+        stream.pix_fmt = "yuv420p"
+        for index, image in enumerate(frames):
+            image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+            if index == 0:
+                stream.height, stream.width = image.shape[:2]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,12 +25,14 @@ from video_gn import __version__
 from video_gn.config import Config, parse_config
 from video_gn.console import say
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names
+from video_gn.engine.datasets import class_names, warn_of_other_classes
 from video_gn.engine.network import load_network
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
+from video_gn.files.atomic import check_writable, replacing
 from video_gn.models import Network
 
+ELSEWHERE = "choose another place"
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit where that is above 1."""
 METADATA = "metadata.json"
@@ -80,19 +81,17 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     fixed = _fixed_frames(config, frames)
     model = load_network(state, config, source=str(path))
     model.to(memory_format=torch.contiguous_format)
-    facts = metadata(config, class_names(config, state), path.name, state["step"], fixed)
+    names = class_names(config, state)
+    warn_of_other_classes(config, names)
+    facts = metadata(config, names, path.name, state["step"], fixed)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    check_writable(out.parent, size, ELSEWHERE)  # before the minutes that it takes
 
-    temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
-    try:
-        program, shape = _program(model, config, fixed)
+    program, shape = _program(model, config, fixed)
+    with replacing(out, ELSEWHERE) as temporary:
         _save(program, shape, facts, temporary)
         tried = list(_shapes(config, fixed))
         difference = _compare(model, _forward(temporary), tried, out.name)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); free space or choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return Exported(out, shape, tried, difference)
 
 
@@ -158,8 +157,10 @@ def _program(model: Network, config: Config, fixed: int | None) -> tuple[Exporte
 
 def _save(program: ExportedProgram, shape: tuple[int | str, ...], facts: dict[str, Any], path: Path) -> None:
     if path.suffix == ".pt2":
+        archive = io.BytesIO()  # on a full disk torch's writer would abort the process
         with _quiet():
-            torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+            torch.export.save(program, archive, extra_files={METADATA: json.dumps(facts)})
+        path.write_bytes(archive.getbuffer())
         return
     free = {axis: name for axis, name in enumerate(shape) if isinstance(name, str)}
     with _quiet():

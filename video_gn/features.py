@@ -8,11 +8,9 @@ leaves is right, and the same command goes on behind the index's last row.
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,15 +31,26 @@ from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names, decoder, quarantine, read_records, test_dataset
+from video_gn.engine.datasets import (
+    class_names,
+    decoder,
+    fingerprint,
+    quarantine,
+    read_records,
+    test_dataset,
+    warn_of_other_classes,
+)
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.network import load_network
+from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
+from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
 from video_gn.models.resnet import ResNet
 
 Per = Literal["clip", "video"]
 Format = Literal["npz", "safetensors"]
 
+ELSEWHERE = "name another folder"
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 INDEX, META = "index.csv", "features.json"
 COLUMNS = ("path", "label", "shard", "row", "clips")
@@ -124,6 +133,11 @@ def extract_features(
         left = [record for record in records if record.path not in done]
         if ranks.is_main and done:
             say(f"{len(done)} of {len(records)} videos are done; going on with the other {len(left)}")
+        rows = len(left) * (config.test.clips if per == "clip" else 1)
+        size = 4 * rows * config.model.width * (1 if stage == "stem" else 2 ** int(stage[-1]))  # bytes of float32
+        ranks.first(lambda: check_writable(store.folder, size, ELSEWHERE))
+        if ranks.is_main:
+            warn_of_other_classes(config, state.get("class_names", []))
         extraction = _Extraction(model, config, stage, per, ranks)
         unreadable = extraction.run(left, store, videos_per_shard)
         if not ranks.is_main:
@@ -157,15 +171,12 @@ class _Store:
 
     def open(self, meta: dict[str, Any]) -> set[str]:
         """Make the folder, or check that it is of the same features. The paths that are done."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot make the folder ({error.strerror}); name another") from None
+        make_folder(self.folder, ELSEWHERE)
         file = self.folder / META
         if not file.exists():
-            if any(path.name != f".{META}.tmp" for path in self.folder.iterdir()):  # of a start that was killed
+            if not all(map(is_temporary, self.folder.iterdir())):  # a start that was killed leaves one
                 raise UserError(f"{self.folder} holds other files and no {META}; name a new folder")
-            ckpt.write_text(file, json.dumps(meta, indent=2) + "\n")
+            write_text(file, json.dumps(meta, indent=2) + "\n", ELSEWHERE)
         try:
             old = flatten(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, AttributeError):
@@ -192,7 +203,7 @@ class _Store:
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
         lines.writerows([row.path, row.label, row.shard, row.row, row.clips] for row in self.rows)
-        ckpt.write_text(self.folder / INDEX, text.getvalue())
+        write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
 
     def channels(self) -> int:
         """C of the shards."""
@@ -200,21 +211,13 @@ class _Store:
 
     def _write(self, name: str, features: np.ndarray) -> None:
         """A shard, in one move."""
-        temporary = self.folder / f".{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                if self.form == "npz":
-                    np.savez(file, features=features)
-                else:
-                    from safetensors.numpy import save
+        with replacing(self.folder / name, ELSEWHERE) as temporary, temporary.open("wb") as file:
+            if self.form == "npz":
+                np.savez(file, features=features)
+            else:
+                from safetensors.numpy import save
 
-                    file.write(save({"features": np.ascontiguousarray(features)}))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"{self.folder / name}: cannot be written ({error.strerror}); free space") from None
-        os.replace(temporary, self.folder / name)
+                file.write(save({"features": np.ascontiguousarray(features)}))
 
 
 def read_index(folder: str | Path) -> list[Row]:
@@ -323,16 +326,10 @@ def _records(config: Config) -> list[Record]:
 
 def _meta(state: ckpt.Checkpoint, config: Config, records: list[Record], device: torch.device) -> dict[str, Any]:
     """All that the numbers depend on, in JSON's types."""
-    weights, videos = hashlib.sha256(), hashlib.sha256()
-    for key, value in sorted(state["model"].items()):
-        weights.update(key.encode())
-        weights.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    for record in records:
-        videos.update(f"{record.path}\0{record.label}\n".encode("utf-8", "surrogateescape"))
     data, test = config.data, config.test
     return {
-        "weights": weights.hexdigest(),
-        "list": videos.hexdigest(),
+        "weights": weights_digest(state),
+        "list": fingerprint(records),
         "clips": {"frames": data.frames, "stride": data.stride, "number": test.clips, "starts": test.clip_starts},
         "views": {"kind": test.views, "short_side": test.short_side, "crop": data.crop},
         "pixels": {"mean": list(data.mean), "std": list(data.std)},
@@ -353,6 +350,6 @@ def _check_unreadable(result: Features, config: Config) -> None:
         print(result.text())
         raise UserError(
             f"{len(result.unreadable)} of {result.listed} videos could not be read, more than test.max_unreadable "
-            f"{config.test.max_unreadable}: the features are of the others; mend the files (the same command then adds "
+            f"{config.test.max_unreadable}: the features are of the others; fix the files (the same command then adds "
             "them) or raise the limit"
         )

@@ -28,7 +28,7 @@ from video_gn.data.decode import VideoReader, check_decoder, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.sampling import uniform_starts
 from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.datasets import class_names, clip_spec
+from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
 from video_gn.engine.distributed import autocast, autocast_dtype
 from video_gn.engine.network import load_network
 from video_gn.engine.test import score_video
@@ -224,7 +224,8 @@ def load(
         overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
 
     Raises:
-        UserError: bad checkpoint or override, no such device, decoder or file of class names.
+        UserError: bad checkpoint or override, no such device, decoder or file of class names, or a file of other
+            classes than the checkpoint's.
     """
     path = Path(checkpoint)
     state = ckpt.load(path)
@@ -232,7 +233,9 @@ def load(
     check_decoder(config.data.decoder)
     place = _device(device)
     model = load_network(state, config, place, source=str(path))
-    return Classifier(model, config, class_names(config, state), place)
+    names = class_names(config, state)
+    warn_of_other_classes(config, names)
+    return Classifier(model, config, names, place)
 
 
 def gradcam(model: ResNet, clips: Tensor, label: int, layer: str = "res5") -> Tensor:

@@ -19,9 +19,11 @@ from video_gn.config import flatten
 from video_gn.engine.runfolder import SAME_RESULT
 from video_gn.engine.writers import read_config, read_log
 from video_gn.errors import UserError
+from video_gn.files.atomic import replacing
 
 matplotlib.use("Agg")  # files only: no display is needed
 
+ELSEWHERE = "give another --out"
 FILL = (0x4C / 255, 0x92 / 255, 0xDC / 255)  # of the confusion matrix, over the page's background
 MAX_NAMED, MAX_COUNTED = 40, 16  # classes: more are not named beside the matrix, more are not counted in it
 VAL = "val/top1_error"
@@ -138,10 +140,8 @@ def _write(figure: Figure, out: str | Path) -> Path:
     try:
         if out.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
             raise UserError(f"{out}: not the name of a figure's file; end it in .png, .svg or .pdf")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=150)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        with replacing(out, ELSEWHERE, parents=True) as temporary:
+            figure.savefig(temporary, dpi=150, format=out.suffix[1:].lower())
     finally:
         plt.close(figure)
     return out

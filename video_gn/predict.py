@@ -16,13 +16,16 @@ from tqdm import tqdm
 
 from video_gn.console import say
 from video_gn.data.decode import VideoError, VideoReader
+from video_gn.data.stores import is_url
 from video_gn.draw import panel, resized, write_video
-from video_gn.engine.checkpoint import write_text
 from video_gn.errors import UserError
+from video_gn.files.atomic import check_writable, fitting_name, make_folder, replacing, write_text
 from video_gn.inference import Classifier, Prediction, Timeline
 
 matplotlib.use("Agg")  # files only: no display is needed
 
+ELSEWHERE = "give another --out"
+ROOM = 2**20  # bytes; a video's files may be larger, and say so themselves
 THUMBNAILS = 8
 FRAMES_AT_ONCE = 32
 SMALLEST, LARGEST = 384, 1280  # width in pixels of a picture in a video
@@ -53,14 +56,11 @@ def predict_videos(
         _check_names(videos)
         if classifier.config.data.kind == "images":
             raise UserError("--timeline, --overlay and --gradcam are for videos; this net classifies images")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot make the folder ({error.strerror}); name another") from None
-    bad = []
+        check_writable(make_folder(out, ELSEWHERE), ROOM, ELSEWHERE)
+    bad: list[str] = []
     for video in tqdm(videos, "predicting", unit="video", disable=None):
         try:
-            scores = classifier.scores(video)
+            scores = _scores(classifier, video)
             files = _pictures(classifier, video, scores, timeline, overlay, gradcam, out) if pictures else {}
         except VideoError as error:
             bad.append(video)
@@ -70,7 +70,20 @@ def predict_videos(
             continue
         tqdm.write(_printable(_answer(video, classifier.ranked(scores, top), files, as_json)))
     if bad:
-        raise UserError(f"{len(bad)} of {len(videos)} videos cannot be read, such as {bad[0]}; mend or leave them out")
+        raise UserError(
+            f"{len(bad)} of {len(videos)} videos cannot be read, such as {bad[0]}; fix them or leave them out"
+        )
+
+
+def _scores(classifier: Classifier, video: str) -> np.ndarray:
+    """The video's scores. Raises VideoError also for a URL of a kind that is unknown or needs another package."""
+    try:
+        return classifier.scores(video)
+    except UserError as error:
+        if not is_url(video):
+            raise
+        reason = str(error.__context__ or error)  # the error's own remedies are those of lists
+        raise VideoError(video, f"{reason}; download the file, or install what such addresses need") from None
 
 
 def _check_names(videos: Sequence[str]) -> None:
@@ -106,18 +119,22 @@ def _pictures(
     """Write the files of a video; kind -> path."""
     stem = Path(video).stem
     files: dict[str, Path] = {}
+
+    def named(ending: str) -> Path:
+        return out / fitting_name(stem, ending)
+
     if timeline or overlay:
         line = classifier.timeline(video)
     if timeline:
-        files["timeline_csv"] = out / f"{stem}.timeline.csv"
-        files["timeline_png"] = out / f"{stem}.timeline.png"
-        write_text(files["timeline_csv"], timeline_csv(line, classifier.names))
+        files["timeline_csv"] = named(".timeline.csv")
+        files["timeline_png"] = named(".timeline.png")
+        write_text(files["timeline_csv"], timeline_csv(line, classifier.names), ELSEWHERE)
         plot_timeline(classifier, video, line, files["timeline_png"])
     if overlay:
-        files["overlay"] = out / f"{stem}.overlay.mp4"
+        files["overlay"] = named(".overlay.mp4")
         write_overlay(classifier, video, line, files["overlay"])
     if gradcam is not None:
-        files["gradcam"] = out / f"{stem}.gradcam.mp4"
+        files["gradcam"] = named(".gradcam.mp4")
         (best,) = classifier.ranked(scores, 1)
         write_gradcam(classifier, video, best, gradcam, files["gradcam"])
     for path in files.values():
@@ -163,8 +180,11 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
     with plt.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure.suptitle(_printable(Path(video).name))
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        with replacing(path, ELSEWHERE) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+    finally:
+        plt.close(figure)
 
 
 def write_overlay(classifier: Classifier, video: str, line: Timeline, path: Path, classes: int = 5) -> None:

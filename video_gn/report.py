@@ -27,11 +27,11 @@ import numpy as np
 
 import video_gn
 from video_gn.config import Config, flatten, load_config, parse_config
-from video_gn.engine.checkpoint import write_text
 from video_gn.engine.optim import PAPER_GPUS
-from video_gn.engine.test import protocol
+from video_gn.engine.test import protocol, read_results, result_path
 from video_gn.engine.writers import read_log
 from video_gn.errors import UserError
+from video_gn.files.atomic import replacing
 from video_gn.plots import labels, plot_confusion, plot_curves, plot_percentiles
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
@@ -51,13 +51,29 @@ MAX_PAIRS = 15
 
 @dataclass(frozen=True)
 class Test:
-    """A test_<protocol>.json and what its csv says."""
+    """A test's JSON file and what its csv says."""
 
+    path: Path
     result: dict[str, Any]
     """As `engine.test.TestResult`."""
     classes: list[str]
     matrix: np.ndarray | None
     """Videos by label and predicted label, int (K, K); None without the csv."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the run's own test, of last.pt on the list of its config: such files have the plain name."""
+        return self.path == result_path(self.path.parent, self.result["protocol"], ".json")
+
+    @property
+    def source(self) -> str:
+        """What was tested on what: list, frames x stride, short side, checkpoint and step."""
+        r = self.result
+        data, side = r["config"].get("data", {}), r["config"].get("test", {}).get("short_side")
+        listed = r.get("test_list") or data.get("test_list", "a list")
+        content = f" ({digest[:8]})" if (digest := r.get("list_sha256")) else ""
+        clips = f"{data.get('frames')} x {data.get('stride')}, short side {side}"
+        return f"{listed}{content}, {clips}, {r.get('checkpoint', 'a checkpoint')}, step {r.get('step')}"
 
 
 @dataclass(frozen=True)
@@ -85,11 +101,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     folders = [Path(run).resolve() for run in runs]
     read = [read_run(folder, name) for folder, name in zip(folders, labels(folders), strict=True)]
     out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, page(read))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    text = page(read)
+    with replacing(out, "give another --out", parents=True) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return out
 
 
@@ -102,7 +116,7 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         UserError: it has neither a config nor a test, or a file of it cannot be read.
     """
-    tests = [_read_test(path) for path in sorted(folder.glob("test_*.json"))]
+    tests = [_read_test(path, result) for path, result in read_results(folder)]
     if (folder / "config.yaml").exists():
         config = load_config(folder / "config.yaml")
     elif tests:  # of a checkpoint on its own
@@ -125,14 +139,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_test(path: Path) -> Test:
-    result = _read_json(path)
+def _read_test(path: Path, result: dict[str, Any]) -> Test:
     needed = {"protocol", "top1", "top5", "mean_class_accuracy", "videos_scored", "videos_listed", "config"}
     if lacking := needed - result.keys():
         raise UserError(f"{path}: has no {min(lacking)}; test again with tools/test.py or remove it")
     table_path = path.with_suffix(".csv")
     if not table_path.exists():
-        return Test(result, [], None)
+        return Test(path, result, [], None)
     try:
         with table_path.open(encoding="utf-8", newline="") as stream:
             rows = csv.reader(stream)
@@ -142,7 +155,7 @@ def _read_test(path: Path) -> Test:
             np.add.at(matrix, tuple(np.array(pairs, dtype=np.int64).reshape(-1, 2).T), 1)
     except (OSError, ValueError, IndexError, StopIteration, csv.Error) as error:
         raise UserError(f"{table_path}: not a table of scores ({error}); test again or remove it") from None
-    return Test(result, classes, matrix)
+    return Test(path, result, classes, matrix)
 
 
 # --- statistics ---
@@ -287,8 +300,8 @@ def scores(runs: Sequence[Run]) -> Html:
             r = test.result
             n = r["videos_scored"]
             spread = bootstrap_mean_class(test.matrix) if test.matrix is not None and test.matrix.any() else None
-            name = [run.name, Html(escaped(r["protocol"]) + small(f"{r.get('checkpoint', '')}, step {r.get('step')}"))]
-            accuracies = [_with_interval(r["top1"], n), _with_interval(r["top5"], n)]
+            name = [run.name, Html(escaped(r["protocol"]) + small(test.source))]
+            accuracies = [_with_interval(r["top1"], n), _with_interval(_top5(r["top5"], run.config), n)]
             rows.append([*name, *accuracies, _percent(r["mean_class_accuracy"], spread), _of(n, r["videos_listed"])])
         rows += _validation_row(run)
     note = (
@@ -308,12 +321,17 @@ def _validation_row(run: Run) -> list[list[object]]:
     n = int(last.get("val/videos_scored") or 0)
     unread = int(last.get("val/videos_unreadable") or 0)
     accuracies = [
-        _with_interval(None if (error := last.get(f"val/{name}_error")) is None else 100 - error, n)
-        for name in ("top1", "top5")
+        _with_interval(None if error is None else 100 - error, n)
+        for error in (last.get("val/top1_error"), _top5(last.get("val/top5_error"), run.config))
     ]
     kind = protocol(run.config) if run.config.data.kind == "images" else "1-clip augmented"
     name = Html(escaped(kind) + small(f"validation after epoch {last['epoch']:g} of {run.config.train.epochs}"))
     return [[run.name, name, *accuracies, "-", _of(n, n + unread) if n else "-"]]
+
+
+def _top5(percent: float | None, config: Config) -> float | None:
+    """None with 5 classes or fewer, where every video counts as right."""
+    return percent if config.model.num_classes > 5 else None
 
 
 def _with_interval(percent: float | None, n: int) -> Html:
@@ -339,7 +357,7 @@ def table8(runs: Sequence[Run]) -> Html:
         for test in run.tests:
             r = test.result
             config = parse_config(r["config"], source=f"{run.folder}: config of its test")  # may have other clips
-            same = table8_cell(config) == cell and config.test.clips == 10 and r.get("step") in ends
+            same = test.is_own and table8_cell(config) == cell and config.test.clips == 10 and r.get("step") in ends
             if cell and same and r["top1"] is not None:
                 start = "" if config.model.init_from else ", from scratch"
                 where = f"{run.name}{start}, {r['protocol']}, {_of(r['videos_scored'], r['videos_listed'])} videos"
@@ -416,7 +434,7 @@ def as_svg(draw: Callable[[Path], object], name: str, kind: str) -> Html:
 def class_report(run: Run, test: Test) -> Html:
     """Confusion matrix, most confused pairs and accuracy by class of one test; videos that were not scored."""
     name = f"{run.name}: {test.result['protocol']}"
-    parts = []
+    parts = [small(test.source)]
     matrix = test.matrix
     if matrix is not None and matrix.any():
         drawn = as_svg(partial(plot_confusion, matrix, test.classes), f"confusion matrix of {name}", "square")
@@ -426,7 +444,7 @@ def class_report(run: Run, test: Test) -> Html:
     if unreadable := test.result.get("unreadable"):
         rows = table(["video", "reason"], unreadable.items(), text=2)
         parts.append(details(f"Videos that could not be read, and have no score: {len(unreadable):,}", rows))
-    return Html(tag("h3", name) + "".join(parts)) if parts else Html("")
+    return Html(tag("h3", name) + "".join(parts)) if len(parts) > 1 else Html("")
 
 
 def _pairs(matrix: np.ndarray, classes: Sequence[str]) -> Html:

@@ -26,7 +26,9 @@ from video_gn.engine.datasets import class_names, read_records, read_train_recor
 from video_gn.engine.distributed import World
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
+from video_gn.files.atomic import replacing
 
+ELSEWHERE = "give another --out"
 CPU = World(0, 1, torch.device("cpu"))
 CELL, GAP, TEXT, HEADING, WIDTH = 112, 4, 13, 17, 960  # pixels; the width is of a sheet of single images
 
@@ -57,6 +59,9 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
     Raises:
         UserError: a bad list, an unknown decoder, no clip that can be read, or `out` cannot be written.
     """
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"{out}: not the name of a picture; end it in .png")
     check_decoder(config.data.decoder)
     names = class_names(config)
     sections = []
@@ -71,13 +76,8 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
     if not any(section.strips for section in sections):
         raise UserError("there is no clip to draw: none could be read, or --train and --test are 0")
     image = sheet(sections)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        image.save(out)
-    except (ValueError, KeyError):  # of an unknown ending, of a format that is only read
-        raise UserError(f"{out}: not the name of a picture; end it in .png") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); give another --out") from None
+    with replacing(out, ELSEWHERE, parents=True) as temporary:
+        image.save(temporary, kind)
     return out
 
 

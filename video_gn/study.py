@@ -29,16 +29,18 @@ from video_gn.config import Config, Positive, Section, differences, flatten, loa
 from video_gn.console import say
 from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
-from video_gn.engine.checkpoint import LAST, write_text
+from video_gn.engine.checkpoint import LAST
 from video_gn.engine.distributed import World, world
 from video_gn.engine.lock import hold_on_rank0
 from video_gn.engine.runfolder import SAME_RESULT
-from video_gn.engine.test import protocol, result_path, test_checkpoint
+from video_gn.engine.test import protocol, read_results, test_checkpoint
 from video_gn.engine.train import train
 from video_gn.engine.unreadable import TooManyUnreadable
 from video_gn.errors import UserError
+from video_gn.files.atomic import check_writable, replacing, write_error, write_text
 from video_gn.plots import plot_panels, read_epochs
 
+ELSEWHERE = "give another --out"
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
 RESERVED = {"seed", "output_dir"}  # the study's own
 SAME_SCORE = (SAME_RESULT - {"data.test_list"}) | {"test.clips_per_batch", "test.max_unreadable"}
@@ -291,6 +293,7 @@ def run_study(study: Study, runs: Sequence[Run], out: Path) -> None:
     failed: list[str] = []
     seconds: list[float] = []
     with world(runs[0].config.device) as ranks, hold_on_rank0(out, ranks):  # one world: it cannot be opened twice
+        ranks.first(partial(_check_out, out))
         if study.motion is not None:
             ranks.first(partial(render_motion, study.motion, Path(runs[0].config.data.root)))
         todo = ranks.first(lambda: [run for run in runs if _is_unfinished(run, study.measure)])
@@ -392,16 +395,16 @@ def read_result(run: Run, measure: str) -> Result | None:
 
 def _read_test(run: Run, step: int) -> float | None:
     """Top-1 of the run's own test of last.pt after `step`, if no more videos than allowed lack a score."""
-    path = result_path(run.folder, protocol(run.config), ".json")
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    tested = parse_config(result["config"], source=str(path))
-    same = (result["checkpoint"], result["step"]) == (LAST, step) and all(
-        key in SAME_SCORE for key, *_ in differences(tested, run.config)
-    )
-    unscored = result["videos_listed"] - result["videos_scored"]
-    return result["top1"] if same and unscored <= run.config.test.max_unreadable else None
+    for path, result in read_results(run.folder):
+        if (result.get("checkpoint"), result.get("step")) != (LAST, step):
+            continue
+        tested = parse_config(result["config"], source=str(path))
+        same = all(key in SAME_SCORE for key, *_ in differences(tested, run.config))
+        unscored = result["videos_listed"] - result["videos_scored"]
+        if same and unscored <= run.config.test.max_unreadable:
+            top1: float | None = result["top1"]
+            return top1
+    return None
 
 
 # --- the report ---
@@ -442,12 +445,9 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
     summary = summarize(study, runs, results)
     measured, finished = describe(study, runs), f"{len(results)} of {len(runs)} runs finished"
     text = f"{measured}; {finished}.\n\n{table(study, summary)}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "table.md", text)
-        write_text(out / "results.csv", rows_csv(study, runs, results))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+    _check_out(out)
+    write_text(out / "table.md", text, ELSEWHERE)
+    write_text(out / "results.csv", rows_csv(study, runs, results), ELSEWHERE)
     if results:
         plot_errors(study, summary, measured, out / "errors.png")
         panels: dict[str, dict[str, list[dict[int, float]]]] = {}
@@ -456,6 +456,15 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
                 panels.setdefault(row, {})[column] = [result.errors for result in found]
         plot_panels(panels, out / "epochs.png")
     return text, problems
+
+
+def _check_out(out: Path) -> None:
+    """Make the study's folder. Raises UserError where files cannot be written into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error, ELSEWHERE) from None
+    check_writable(out, elsewhere=ELSEWHERE)
 
 
 def describe(study: Study, runs: Sequence[Run]) -> str:
@@ -548,5 +557,8 @@ def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> Non
     axis.grid(alpha=0.3)
     if axis.containers:  # of runs that have ended
         axis.legend()
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    try:
+        with replacing(out, ELSEWHERE) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+    finally:
+        plt.close(figure)

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,9 @@ from tqdm import tqdm
 
 from video_gn.children import Parent, end_with
 from video_gn.errors import UserError
+from video_gn.files.atomic import make_folder, replacing, write_text
 
+ELSEWHERE = "set data.root to another folder"
 CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle", "bob", "sway")
 
 RENDERER = 1  # to be raised by every change that alters a pixel
@@ -154,7 +155,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30)
         raise UserError(
             "PyAV's FFmpeg has no libx264 to write H.264 with: install PyAV's own build (pip install av)."
         ) from None
-    with _replacing(Path(path)) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with replacing(path, ELSEWHERE, durable=False) as partial, av.open(str(partial), "w", format="mp4") as container:
         # With its macroblock tree, x264 writes frames this small differently each time.
         options = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -206,10 +207,10 @@ def write_dataset(
     if complete.exists():
         logging.getLogger(__name__).info("%s: reused", folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, ELSEWHERE)
     record = json.dumps(parameters, indent=2) + "\n"
-    _write_text(begun, record)  # an interrupted folder says what it holds
-    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES))
+    write_text(begun, record, ELSEWHERE)  # an interrupted folder says what it holds
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES), ELSEWHERE)
     jobs = []
     for split, (name, videos) in enumerate((("train", train_videos), ("val", val_videos))):
         lines = []
@@ -219,13 +220,13 @@ def write_dataset(
             lines.append(f"{entry} {label}\n")
             video_seed = np.random.SeedSequence(seed, spawn_key=(split, index)).generate_state(1, np.uint64)
             jobs.append((folder / entry, label, int(video_seed[0]), num_frames, size))
-        _write_text(folder / f"{name}.csv", "".join(lines))
+        write_text(folder / f"{name}.csv", "".join(lines), ELSEWHERE)
 
     jobs = [job for job in jobs if not job[0].exists()]
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     for _ in tqdm(_run(jobs, workers), total=len(jobs), unit="video", disable=None if progress else True):
         pass
-    _write_text(complete, record)
+    write_text(complete, record, ELSEWHERE)
     begun.unlink(missing_ok=True)
 
 
@@ -257,21 +258,5 @@ def _run(jobs: list[Job], workers: int) -> Iterator[None]:
 
 def _render_file(job: Job) -> None:
     path, label, seed, num_frames, size = job
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, ELSEWHERE)
     write_video(path, render(label, seed, num_frames=num_frames, size=size))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with _replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` at the end, so that a file that exists is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

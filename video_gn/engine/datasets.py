@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,22 +22,33 @@ from video_gn.engine.distributed import World
 from video_gn.engine.unreadable import QUARANTINE
 from video_gn.errors import UserError
 
+CLASSES = "classes.txt"
+"""In a list's folder, the names of its classes by label: tools/make_lists.py writes it beside its lists."""
+MAX_SHOWN = 8  # class names in a message
+SAME_CLASSES = (
+    "use lists with the network's classes in its order (tools/make_lists.py --classes FILE makes them), or correct "
+    "the names' file where only a name is wrong"
+)
+"""The remedy for lists of other classes."""
+
 
 def read_records(config: Config, name: str, world: World, trained: Sequence[str] | None = None) -> list[Record]:
     """The records of a list or an image folder, checked on rank 0 for all ranks; those of data.quarantine too.
 
     Args:
-        trained: the names of the classes that the net was trained on (`class_names`); an image folder's must be those.
+        trained: the names of the classes that the net is trained on (`class_names`). Those of an image folder, or of
+            the classes.txt in the list's folder, must be the same in the same order.
 
     Raises:
-        UserError: it is missing or malformed, or files of it are missing that are not in quarantine.
+        UserError: it is missing or malformed, its classes are others, or files of it are missing that are not in
+            quarantine.
     """
     return world.first(lambda: _read_records(config, name, trained))
 
 
-def read_train_records(config: Config, world: World) -> list[Record]:
-    """The records to train on: those of data.train_list that are not in data.quarantine. Raises as `read_records`."""
-    records = read_records(config, config.data.train_list, world)
+def read_train_records(config: Config, world: World, names: Sequence[str] | None = None) -> list[Record]:
+    """The records to train on: those of data.train_list that are not in data.quarantine. As `read_records`."""
+    records = read_records(config, config.data.train_list, world, names)
     if config.data.quarantine is None:
         return records
     bad = world.first(lambda: quarantine(config))
@@ -66,30 +81,124 @@ def _read_report(file: Path) -> dict[str, str]:
 
 
 def class_names(config: Config, checkpoint: Checkpoint | None = None) -> list[str]:
-    """Names by label: of a checkpoint those that it was trained with, unless data.class_names is another file by now.
+    """Return the names of the classes by label.
 
-    Of images without such a file those of the training tree's folders; else numbers.
+    A checkpoint's are those that it was trained with. Those of a training come from data.class_names; of images without
+    that from the training tree's folders; of videos from the classes.txt in the training list's folder, where it has as
+    many names as there are classes; else they are numbers.
 
     Raises:
-        UserError: the file or the tree is needed, and is missing or does not fit model.num_classes.
+        UserError: the file or the tree is needed, and is missing or does not fit model.num_classes; or data.class_names
+            is another file than at the training, and has other classes.
     """
     data, classes = config.data, config.model.num_classes
     if checkpoint is not None and len(known := checkpoint.get("class_names", [])) == classes:
-        trained_with = checkpoint["config"].get("data", {}).get("class_names")
-        if trained_with == data.class_names:
+        if checkpoint["config"].get("data", {}).get("class_names") == data.class_names:
             return known
-    if data.kind == "images" and data.class_names is None and checkpoint is None:
-        return image_classes(data.train_list, data.root)
+        if data.class_names is not None:
+            file = find_list(data.class_names, data.root)
+            if (problem := other_classes(known, _names_in(file), str(file))) is not None:
+                raise UserError(f"data.class_names: {problem}; leave it out, as the checkpoint has the names")
+    if data.class_names is None and checkpoint is None:
+        if data.kind == "images":
+            return image_classes(data.train_list, data.root)
+        with suppress(UserError):  # no list is an error where the list is read
+            if len(beside := _names_in(find_list(data.train_list, data.root).with_name(CLASSES))) == classes:
+                return beside
     return read_class_names(data.class_names, data.root, classes)
+
+
+def list_classes(config: Config, name: str) -> tuple[str, list[str]]:
+    """Return a file, and the names by label that it says a list's classes have: [] where nothing says so.
+
+    That is the classes.txt in the list's folder, else the file that data.class_names finds now.
+    """
+    data = config.data
+    with suppress(UserError):  # a list that is missing is an error elsewhere; the names' file may be gone
+        beside = find_list(name, data.root).with_name(CLASSES)
+        if not beside.is_file() and data.class_names is not None:
+            beside = find_list(data.class_names, data.root)
+        return str(beside), _names_in(beside)
+    return "", []
+
+
+def other_classes(trained: Sequence[str], found: Sequence[str], source: str) -> str | None:
+    """Say where a label means one class to the network and another in `source`; None where none does.
+
+    Names are equal without regard to case, blanks, underscores and hyphens. Numbers are no names.
+    """
+    if _is_unnamed(trained) or _is_unnamed(found):
+        return None
+    pairs = enumerate(zip(trained, found, strict=False))
+    label = next((label for label, (ours, theirs) in pairs if _spelled(ours) != _spelled(theirs)), None)
+    if label is None:
+        return None
+    return (
+        f"label {label} is {trained[label]!r} to the network and {found[label]!r} in {source}: its classes are "
+        f"{_shown(trained)}, and those of {source} are {_shown(found)}"
+    )
+
+
+def warn_of_other_classes(config: Config, trained: Sequence[str]) -> None:
+    """Log a warning where the test list's classes are not the network's, for tools that do not need its labels."""
+    source, found = list_classes(config, config.data.test_list)
+    if (problem := other_classes(trained, found, source)) is not None:
+        say(f"warning: {problem}; predictions have the network's classes, labels of lists are copied as they are")
+
+
+def trained_classes(path: str) -> list[str]:
+    """Return the class names in a checkpoint of this package; [] for another file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        names = content.get("class_names", [])
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    except Exception:  # many kinds, for a foreign file
+        return []
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Return the sha256 of a list's records: paths, labels and their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.path}\0{record.label}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _names_in(file: Path) -> list[str]:
+    """The lines of a file of names; [] where it is none."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, ValueError):
+        return []
+    while lines and not lines[-1]:
+        lines.pop()
+    return [] if "" in lines else lines
+
+
+def _is_unnamed(names: Sequence[str]) -> bool:
+    return list(names) == list(map(str, range(len(names))))
+
+
+def _spelled(name: str) -> str:
+    """A name as it is compared."""
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(r"[\s_-]+", "", name).casefold() or name
+
+
+def _shown(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_SHOWN
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> list[Record]:
     data = config.data
     if data.kind == "images":
-        named = (
-            trained is not None and data.class_names is None and list(trained) != list(map(str, range(len(trained))))
-        )
+        named = trained is not None and data.class_names is None and not _is_unnamed(trained)
         return read_image_folder(name, data.root, config.model.num_classes, trained if named else None)
+    if trained is not None:  # before labels are compared with their number
+        source, found = list_classes(config, name)
+        if (problem := other_classes(trained, found, source)) is not None:
+            raise UserError(f"{name}: {problem}; {SAME_CLASSES}")
     names = None
     if data.class_names is not None:  # which a csv of Kinetics needs
         names = class_names(config) if trained is None else list(trained)

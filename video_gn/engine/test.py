@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
+import re
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from video_gn.config import Config, parse_config
+from video_gn.config import Config, flatten, parse_config
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
-from video_gn.data.lists import Record
+from video_gn.data.lists import Record, find_list
 from video_gn.data.loader import eval_loader, naming_videos
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.board import show_test
-from video_gn.engine.datasets import class_names, read_records, test_dataset
+from video_gn.engine.datasets import class_names, fingerprint, read_records, test_dataset
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
 from video_gn.engine.network import load_network
 from video_gn.errors import UserError
+from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
 from video_gn.models import Network
+
+ELSEWHERE = "give --out FOLDER for the files of the test"
+BOARD_BYTES = 4 * 2**20
+"""Room for what TensorBoard shows of a test: a confusion matrix and a sheet of 12 videos."""
+SETTINGS = (
+    *("data.kind", "data.frames", "data.stride", "data.crop", "data.mean", "data.std", "data.decoder"),
+    *("data.quarantine", "test.views", "test.clips", "test.clip_starts", "test.short_side", "train.precision"),
+)
+"""What a score depends on beside the model section, the list and the weights."""
+IN_PROTOCOL = {
+    "center": {"test.views", "test.clips", "test.clip_starts", "data.crop"},
+    "three": {"test.views", "test.clips", "test.clip_starts", "test.short_side"},
+    "full": {"test.views", "test.clips", "test.clip_starts", "test.short_side"},
+}
+"""By test.views, the settings that the protocol's name says."""
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What test_<protocol>.json holds. Accuracies in per cent, over the videos that were scored."""
+    """Content of a test's JSON file. Accuracies in percent, over the videos that were scored."""
 
     protocol: str
     top1: float | None
     """None when no video was scored."""
     top5: float | None
+    """None, too, with 5 classes or fewer, where it says nothing."""
     mean_class_accuracy: float | None
     videos_scored: int
     videos_listed: int
@@ -50,13 +72,17 @@ class TestResult:
     seconds: float
     checkpoint: str
     step: int
+    weights_sha256: str
+    """Of the model's tensors."""
     test_list: str
+    list_sha256: str
+    """Of the list's records (`engine.datasets.fingerprint`)."""
     config: dict
 
     def table(self) -> str:
         """For a person, on stdout."""
         lines = [
-            f"{self.protocol}, {self.checkpoint} after step {self.step}",
+            f"{self.protocol}, {self.checkpoint} after step {self.step}, on {self.test_list}",
             f"top-1                {_percent(self.top1)}",
             f"top-5                {_percent(self.top5)}",
             f"mean class accuracy  {_percent(self.mean_class_accuracy)}",
@@ -66,36 +92,41 @@ class TestResult:
         return "\n".join(lines)
 
 
-def test_checkpoint(checkpoint_path: str | Path, overrides: Sequence[str] = ()) -> TestResult | None:
-    """Score a checkpoint on its test list and write test_<protocol>.json and .csv into the run's folder.
+def test_checkpoint(
+    checkpoint_path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None
+) -> TestResult | None:
+    """Score a checkpoint on its test list; write a JSON file, a csv and TensorBoard's files (see docs/testing.md).
 
     Args:
         overrides: `key=value` changes of the checkpoint's config.
+        out: the files' folder; by default that of the run.
 
     Returns:
         The result on rank 0, None elsewhere.
 
     Raises:
-        UserError: bad checkpoint, override or list; scores that are not finite; more than test.max_unreadable
-            unreadable videos (the files are written and the table is printed before).
+        UserError: bad checkpoint, override or list; a list of other classes; a folder that cannot be written, before
+            any work; scores that are not finite; more than test.max_unreadable unreadable videos (the files are written
+            and the table is printed before). Whatever fails once all videos are scored, the table is printed.
     """
     path = Path(checkpoint_path)
     state = ckpt.load(path)
     config = parse_config(state["config"], overrides, source=str(path))
     same = config.model_dump(mode="json") | {"checkpoint": {"step": state["step"]}}
     with world(config.device, same) as ranks:
-        result = _test(path, state, config, ranks)
+        result = _test(path, state, config, ranks, _run_folder(path) if out is None else Path(out))
     if result is not None:
         _check_unreadable(result, config)
     return result
 
 
-def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> TestResult | None:
+def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World, folder: Path) -> TestResult | None:
     check_decoder(config.data.decoder)
     model = load_network(state, config, world.device, source=str(path))
     share_cores(world.device, config.data.workers)
     names = class_names(config, state)
-    records = read_records(config, config.data.test_list, world, names)
+    records = _read_records(path, config, names, world)
+    world.first(lambda: _check_folder(folder, records, names))
 
     begin = time.perf_counter()
     shares = world.gather(score_videos(model, config, records, world))
@@ -103,14 +134,63 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World) -> T
         return None
     seconds = time.perf_counter() - begin  # of the slowest rank
     scores = Scores.merged(shares)
-    result = _result(path, state["step"], config, records, scores, seconds)
-    folder = _run_folder(path)
-    ckpt.write_text(result_path(folder, result.protocol, ".csv"), _csv(records, scores, names))
-    ckpt.write_text(result_path(folder, result.protocol, ".json"), json.dumps(asdict(result), indent=2) + "\n")
-    figures = {"top1": result.top1, "top5": result.top5, "mean_class_accuracy": result.mean_class_accuracy}
-    board = result_path(folder, result.protocol, "")
-    show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names, config.data.workers)
+    result = _result(path, state, config, records, scores, seconds)
+    try:
+        name = _file_stem(folder, result, state)
+        write_text(folder / f"{name}.csv", _csv(records, scores, names), ELSEWHERE)
+        write_text(folder / f"{name}.json", json.dumps(asdict(result), indent=2) + "\n", ELSEWHERE)
+        say(f"wrote {folder / name}.json and .csv")
+        _show(folder / name, result, config, records, scores, names)
+    except BaseException:  # whatever happens now, the work is not lost
+        print(result.table())
+        raise
     return result
+
+
+def _read_records(path: Path, config: Config, names: Sequence[str], world: World) -> list[Record]:
+    """The list's records. Of a list without labels, an error that names what needs none."""
+    try:
+        return read_records(config, config.data.test_list, world, names)
+    except UserError:
+        if config.data.kind == "videos" and world.first(lambda: _has_no_labels(config)):
+            raise UserError(
+                f"{config.data.test_list} has no labels, and a score needs them (`path label`); the classes of videos "
+                f"without labels are predicted by tools/predict.py {path} VIDEO..."
+            ) from None
+        raise
+
+
+def _has_no_labels(config: Config) -> bool:
+    """Whether a list that cannot be read is of paths only: no line ends in a number, all in what looks like a file."""
+    try:
+        text = find_list(config.data.test_list, config.data.root).read_text(encoding="utf-8-sig")
+    except (UserError, OSError, ValueError):
+        return False
+    lines = [line.strip() for line in text.split("\n")]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and re.search(r"\byoutube_id\b", lines[0]):  # Kinetics' test csv
+        return re.search(r"\blabel\b", lines[0]) is None
+    paths = lines[1:] if lines and not re.search(r"[./]", lines[0]) else lines  # after a header, such as `path`
+    return bool(paths) and all(re.search(r"[./][^\s,]*$", line.rstrip(',"')) for line in paths)
+
+
+def _check_folder(folder: Path, records: Sequence[Record], names: Sequence[str]) -> None:
+    """Raise UserError unless the files of a test can be written into `folder`, which is made."""
+    row = 64 + 14 * len(names)  # of the csv: label, prediction, scores
+    files = sum(2 * len(record.path.encode("utf-8", "surrogateescape")) + row for record in records)
+    make_folder(folder, ELSEWHERE)
+    check_writable(folder, files + BOARD_BYTES, ELSEWHERE)
+
+
+def _show(
+    board: Path, result: TestResult, config: Config, records: list[Record], scores: Scores, names: list[str]
+) -> None:
+    """Write what TensorBoard shows of a test."""
+    figures = {"top1": result.top1, "top5": result.top5, "mean_class_accuracy": result.mean_class_accuracy}
+    try:
+        show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names, config.data.workers)
+    except OSError as error:
+        raise write_error(board, error, ELSEWHERE) from None
 
 
 @dataclass
@@ -186,8 +266,98 @@ def protocol(config: Config) -> str:
 
 
 def result_path(folder: Path, protocol: str, suffix: str) -> Path:
-    """test_<protocol>.json or .csv at the top of a run's folder, blanks in the protocol's name as underscores."""
+    """test_<protocol>.json or .csv of a run's own test: in its folder, blanks in the protocol's name as underscores."""
     return folder / f"test_{protocol.replace(' ', '_')}{suffix}"
+
+
+def read_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all tests' JSON files of a folder and their content, as `TestResult`; a plain name before longer ones.
+
+    Files of other versions may lack keys. Raises UserError where a file is not readable as a JSON object.
+    """
+    return [(path, _read_result(path)) for path in sorted(folder.glob("test_*.json"), key=lambda path: path.stem)]
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); make it again or remove it") from None
+    if not isinstance(value, dict) or not isinstance(value.get("config", {}), dict):
+        raise UserError(f"{path}: a JSON object is needed; make it again or remove it")
+    return value
+
+
+def identity(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that makes two scores the same one, of a `TestResult` as a dict: one may replace the other."""
+    names = ("checkpoint", "step", "weights_sha256", "test_list", "list_sha256")
+    config = flatten(result["config"])
+    settings = {key: value for key, value in config.items() if key in SETTINGS or key.startswith("model.")}
+    return {name: result[name] for name in names if name in result} | settings
+
+
+def full_stem(result: Mapping[str, Any]) -> str:
+    """Return a file name that is this score's only: readable parts of its identity, and a hash of all of it."""
+    data, short_side = result["config"]["data"], result["config"]["test"]["short_side"]
+    digest = hashlib.sha256(json.dumps(identity(result), sort_keys=True, default=str).encode()).hexdigest()[:8]
+    parts = [
+        result_path(Path(), result["protocol"], "").name,
+        Path(str(result.get("test_list", "list"))).stem[:40],
+        f"{data['frames']}x{data['stride']}",
+        f"short_side_{short_side}",
+        Path(str(result.get("checkpoint", "checkpoint"))).stem[:40],
+        f"step_{result.get('step')}",
+        digest,
+    ]
+    return re.sub(r"[^\w.-]+", "-", "_".join(parts), flags=re.ASCII)
+
+
+def _file_stem(folder: Path, result: TestResult, state: ckpt.Checkpoint) -> str:
+    """The name of a test's files. Where the plain one is this test's and holds another score, that one is renamed."""
+    new = asdict(result)
+    plain = result_path(folder, result.protocol, "").name
+    try:
+        old = _read_result(folder / f"{plain}.json")
+        before, now = identity(old), identity(new)
+    except (UserError, KeyError):  # there is none
+        old, before, now = {}, {}, {}
+    if not _is_own(result, state, old.get("list_sha256")):
+        return full_stem(new)
+    if any(before[key] != now[key] for key in before.keys() & now.keys()):
+        _rename(folder, plain, full_stem(old))
+    return plain
+
+
+def _is_own(result: TestResult, state: ckpt.Checkpoint, tested_list: str | None) -> bool:
+    """Whether a test is the run's own: of last.pt, with the config's list and settings, but what the protocol says.
+
+    Args:
+        tested_list: the hash of the list that the last own test had.
+    """
+    own = flatten(parse_config(state["config"]).model_dump(mode="json"))
+    now = flatten(result.config)
+    settings = {"data.test_list", *SETTINGS} - IN_PROTOCOL[now["test.views"]]
+    if result.checkpoint != ckpt.LAST or any(own[key] != now[key] for key in settings):
+        return False
+    if own["data.root"] == now["data.root"]:
+        return True
+    # Another root may be another machine's, or another data set with a list of that name.
+    if own["data.val_list"] == now["data.test_list"] and "lists" in state:
+        tested_list = state["lists"]["val"]
+    return tested_list in (None, result.list_sha256)
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    """Give a test's files another name; the JSON last, which says that there is a test."""
+    try:
+        for suffix in (".csv", ""):
+            if (folder / f"{old}{suffix}").exists():
+                shutil.rmtree(folder / f"{new}{suffix}", ignore_errors=True)  # a folder's place must be empty
+                os.replace(folder / f"{old}{suffix}", folder / f"{new}{suffix}")
+        os.replace(folder / f"{old}.json", folder / f"{new}.json")
+    except OSError as error:
+        raise write_error(folder / f"{new}.json", error, ELSEWHERE) from None
+    say(f"{folder / old}.json held another score; it is now {new}.json")
 
 
 def finished_result(checkpoint_path: Path, config: Config) -> TestResult | None:
@@ -195,7 +365,10 @@ def finished_result(checkpoint_path: Path, config: Config) -> TestResult | None:
     path = result_path(_run_folder(checkpoint_path), protocol(config), ".json")
     if not path.exists() or path.stat().st_mtime < checkpoint_path.stat().st_mtime:
         return None
-    result = TestResult(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        result = TestResult(**_read_result(path))
+    except (UserError, TypeError):  # damaged, or of another version
+        return None
     same = result.checkpoint == checkpoint_path.name and result.config == config.model_dump(mode="json")
     return result if same else None
 
@@ -213,11 +386,13 @@ def _check_unreadable(result: TestResult, config: Config) -> None:
         print(result.table())
         raise UserError(
             f"{missing} of {result.videos_listed} test videos could not be read, more than test.max_unreadable "
-            f"{config.test.max_unreadable}: the score is of the others; mend the files or raise the limit"
+            f"{config.test.max_unreadable}: the score is of the others; fix the files or raise the limit"
         )
 
 
-def _result(path: Path, step: int, config: Config, records: list[Record], scores: Scores, seconds: float) -> TestResult:
+def _result(
+    path: Path, state: ckpt.Checkpoint, config: Config, records: list[Record], scores: Scores, seconds: float
+) -> TestResult:
     scored = sorted(scores.rows)
     matrix = (
         np.stack([scores.rows[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
@@ -226,7 +401,7 @@ def _result(path: Path, step: int, config: Config, records: list[Record], scores
     return TestResult(
         protocol=protocol(config),
         top1=_rounded(accuracies.top1),
-        top5=_rounded(accuracies.top5),
+        top5=_rounded(accuracies.top5) if config.model.num_classes > 5 else None,
         mean_class_accuracy=_rounded(accuracies.mean_class),
         videos_scored=len(scored),
         videos_listed=len(records),
@@ -234,10 +409,21 @@ def _result(path: Path, step: int, config: Config, records: list[Record], scores
         clips_per_second=round(scores.clips / seconds, 3),
         seconds=round(seconds, 2),
         checkpoint=path.name,
-        step=step,
+        step=state["step"],
+        weights_sha256=weights_digest(state),
         test_list=config.data.test_list,
+        list_sha256=fingerprint(records),
         config=config.model_dump(mode="json"),
     )
+
+
+def weights_digest(state: ckpt.Checkpoint) -> str:
+    """Return the sha256 of a checkpoint's model: names and bytes of its tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state["model"].items()):
+        digest.update(key.encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _percent(value: float | None) -> str:

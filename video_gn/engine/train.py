@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import statistics
 import time
@@ -30,11 +29,14 @@ from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import (
     class_names,
     decoder,
+    fingerprint,
     list_warnings,
     memory_format,
+    other_classes,
     read_records,
     read_train_records,
     train_dataset,
+    trained_classes,
     val_dataset,
 )
 from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
@@ -52,7 +54,7 @@ from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
 from video_gn.models.freeze import parts_to_freeze
-from video_gn.models.inflate import initialize
+from video_gn.models.inflate import HEAD, initialize
 from video_gn.models.info import describe, frozen_in_words, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
@@ -67,8 +69,8 @@ def train(config: Config, world: World) -> None:
         Preempted: SIGTERM or SIGUSR1 came to a rank; there is a checkpoint of the step that it was in.
     """
     check_decoder(config.data.decoder)
-    train_records = read_train_records(config, world)
     names = world.first(lambda: class_names(config))
+    train_records = read_train_records(config, world, names)
     val_records = read_records(config, config.data.val_list, world, names)
     for text in list_warnings(train_records, val_records, names) if world.is_main else ():
         say(f"warning: {text}")
@@ -456,6 +458,7 @@ class Trainer:
         """Open the run folder on rank 0 and take its last checkpoint, if any, on all ranks; else `model.init_from`."""
         if not self.world.first(lambda: ckpt.exists(self.folder / "checkpoints")):
             self._initialize()  # first, so that weights which do not fit leave no folder behind
+        self._check_classes(str(self.folder / "checkpoints" / ckpt.LAST), "choose another output_dir")
         state = self.world.first(lambda: open_run(self.config, self.lists, asdict(self.plan)))
         if state is None:
             return
@@ -481,8 +484,17 @@ class Trainer:
             return
         weights, what = self.world.first(lambda: read_weights(source))
         report = initialize(self.model, weights, drop=self.config.model.init_drop)
+        if any(key.startswith(HEAD) for key in report.copied):
+            self._check_classes(source, f"set model.init_drop=['{HEAD}*']")
         if self.world.is_main:
             say(f"{source}: {what}\n{report}")
+
+    def _check_classes(self, checkpoint: str, remedy: str) -> None:
+        """Raise UserError where a checkpoint, if it is there, has a classifier of other classes than this run."""
+        names = self.world.first(lambda: trained_classes(checkpoint))
+        source = self.config.data.class_names or f"the folder of {self.config.data.train_list}"
+        if (problem := other_classes(names, self.class_names, source)) is not None:
+            raise UserError(f"{checkpoint}: {problem}; correct the names, or for other classes {remedy}")
 
     @property
     def _quiet(self) -> bool | None:
@@ -542,11 +554,3 @@ def peak_memory_gib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def fingerprint(records: list[Record]) -> str:
-    """sha256 of a list's records: a run goes on with the lists that it began with."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(f"{record.path}\0{record.label}\n".encode())
-    return digest.hexdigest()
