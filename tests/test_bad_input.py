@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from video_gn.config import load_config, parse_config
 from video_gn.data.lists import read_class_names, read_list
 from video_gn.data.prepare import read_report
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.models.weights import read_weights
+from video_gn.run import checkpoint as ckpt
 
 RULE = settings(max_examples=60, deadline=None)
 

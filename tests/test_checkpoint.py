@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.models.weights import read_weights
+from video_gn.run import checkpoint as ckpt
 
 NAMES = {"last.pt", "previous.pt"}
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from tests.helpers import HANG
 from tests.test_train import tiny
 from tests.test_train import videos as videos  # a fixture
-from video_gn.engine.distributed import World, world
-from video_gn.engine.peers import Facts, disagreement, greeting
+from video_gn.distributed.rendezvous import Facts, disagreement, greeting
+from video_gn.distributed.world import World, world
 from video_gn.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from video_gn.engine.distributed import world
+from video_gn.distributed.world import world
 
 folder, data = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
 with world("cpu") as ranks:

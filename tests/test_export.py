@@ -18,9 +18,9 @@ from tests.test_train import tool
 from tests.untrained import write_untrained
 from video_gn import export, inference
 from video_gn.data.motion import CLASSES
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.export import export_checkpoint
+from video_gn.run import checkpoint as ckpt
 
 FRAMES, CROP, SIDE = 16, 32, 48
 

@@ -23,11 +23,11 @@ from video_gn.config import load_config
 from video_gn.data import dataset
 from video_gn.data.decode import open_video
 from video_gn.data.loader import WorkerLost
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.features import extract_features, pooled, read_index, read_shard
 from video_gn.files.atomic import temporary_path
 from video_gn.models import build_model
+from video_gn.run import checkpoint as ckpt
 
 VIDEOS, CLIPS = 7, 4
 

@@ -18,8 +18,8 @@ from tests.test_train import (
 )
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
+from video_gn.run import checkpoint as ckpt
 
 
 def train(folder: Path, template: str, root: Path, *overrides: str) -> dict[str, torch.Tensor]:

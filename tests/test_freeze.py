@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from tests.test_train import launch, run, tiny
 from tests.test_train import videos as videos  # a fixture
 from video_gn.config import ModelConfig, OptimConfig, parse_config
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.optim import build_optimizer
 from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 from video_gn.models.freeze import parts_to_freeze
 from video_gn.models.info import describe, table
+from video_gn.run import checkpoint as ckpt
 
 BODY = ["stem", "res2", "res3", "res4", "res5"]
 BN = ["model.norm=bn", "model.groups=32"]

@@ -26,15 +26,15 @@ from tests.untrained import write_untrained
 from video_gn import inference, predict
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.motion import CLASSES
+from video_gn.distributed.world import World
 from video_gn.draw import BAR, panel, shorten, write_video
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import read_records
-from video_gn.engine.distributed import World
 from video_gn.engine.test import score_videos
 from video_gn.errors import UserError
 from video_gn.inference import Classifier, Gradcam, Timeline, gradcam
 from video_gn.models.resnet import ResNet
 from video_gn.norm import norm_factory
+from video_gn.run import checkpoint as ckpt
 
 SPAN, FRAMES = 16, 40  # of TINY's clips: 8 frames, stride 2
 

@@ -49,7 +49,7 @@ def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
 
 def test_a_mistake_of_one_rank_is_told_and_not_tried_again(tmp_path: Path) -> None:
     """Rank 0, which waits for it in a collective, breaks off too; its traceback is not what one sees."""
-    code = "from video_gn import cli\nfrom video_gn.engine.distributed import world\n"
+    code = "from video_gn import cli\nfrom video_gn.distributed.world import world\n"
     code += "from video_gn.errors import UserError\nimport sys, tempfile\n"
     code += "tempfile.mkstemp(dir=sys.argv[1], prefix='start')\n"
     code += "def main():\n    with world('cpu') as ranks:\n"

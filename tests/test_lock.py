@@ -19,15 +19,15 @@ import pytest
 from tests.test_train import ROOT, launch, records, run, tiny, tool
 from tests.test_train import videos as videos  # a fixture
 from video_gn.config import parse_config
-from video_gn.engine import lock
-from video_gn.engine.lock import LOCK, hold
 from video_gn.errors import UserError
+from video_gn.run import lock
+from video_gn.run.lock import LOCK, hold
 from video_gn.study import Run, Study, run_study
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from video_gn.engine.lock import hold
+from video_gn.run.lock import hold
 
 with hold(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker, which outlives the process if that is killed

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SUM = """
 import os, torch
 from video_gn import cli
-from video_gn.engine.distributed import world
+from video_gn.distributed.world import world
 def main():
     with world("cpu", {"seed": SEED}) as ranks:
         print(int(ranks.sum(torch.tensor([10 ** ranks.rank]))))

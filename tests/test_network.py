@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from video_gn.config import parse_config
-from video_gn.engine.network import load_network
 from video_gn.errors import UserError
 from video_gn.models import build_model
+from video_gn.run.network import load_network
 
 CONFIG = {"output_dir": "x", "model": {"blocks": [1, 1, 1, 1], "width": 8, "norm": "bn", "num_classes": 3}}
 

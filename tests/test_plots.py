@@ -9,8 +9,8 @@ import pytest
 
 from video_gn import plots
 from video_gn.config import parse_config, to_yaml
-from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
+from video_gn.run.log import Writers
 
 
 def write_run(folder, values):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_distributed import run_ranks
-from video_gn.engine.distributed import World
+from video_gn.distributed.world import World
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
 from video_gn.norm.roles import precise_norms
 
@@ -147,7 +147,7 @@ import contextlib, json, sys
 from pathlib import Path
 import torch
 from torch import nn
-from video_gn.engine.distributed import world
+from video_gn.distributed.world import world
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
 from video_gn.norm.roles import precise_norms
 

@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.test_train import ROOT, records, run, tiny, without_times
 from tests.test_train import videos as videos  # a fixture
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.train import Trainer
+from video_gn.run import checkpoint as ckpt
 
 # A process a run, which forks from one that has imported all: a start takes no time.
 PROCESSES = multiprocessing.get_context("forkserver")

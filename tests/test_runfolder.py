@@ -14,10 +14,10 @@ import torch
 
 import video_gn
 from video_gn.config import Config, Section, load_config, parse_config
-from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.runfolder import environment, open_run, save_last
-from video_gn.engine.writers import Writers
 from video_gn.errors import UserError
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.folder import environment, open_run, save_last
+from video_gn.run.log import Writers
 
 LISTS = {"train": "aa", "val": "bb"}
 RECORD = '{"kind": "epoch", "step": 5, "epoch": 1.0, "time": 1.8e9, "val/top1_error": 40.0}\n'

@@ -20,8 +20,8 @@ from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny vid
 from video_gn import study as studies
 from video_gn.config import parse_config, to_yaml
 from video_gn.data.loader import WorkerLost
-from video_gn.engine.distributed import World
-from video_gn.engine.unreadable import TooManyUnreadable
+from video_gn.distributed.world import World
+from video_gn.engine.health import TooManyUnreadable
 from video_gn.errors import UserError
 from video_gn.study import Motion, Run, Study, as_override, commands, load_study, plan_runs, render_motion, run_study
 

@@ -22,10 +22,10 @@ from tests.test_atomic import files_up_to, read_only
 from tests.test_train import TINY, launch, tool
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES, write_dataset
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine import test as testing
 from video_gn.errors import UserError
 from video_gn.models import build_model
+from video_gn.run import checkpoint as ckpt
 
 FRAMES, STRIDE, CROP = 8, 2, 32
 

@@ -23,12 +23,12 @@ from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.lists import read_list
 from video_gn.data.motion import CLASSES, write_dataset
-from video_gn.engine import checkpoint as ckpt
+from video_gn.distributed.world import world
 from video_gn.engine.datasets import val_dataset
-from video_gn.engine.distributed import world
 from video_gn.engine.train import Trainer, train
 from video_gn.errors import UserError
 from video_gn.models import build_model
+from video_gn.run import checkpoint as ckpt
 
 ROOT = Path(__file__).parent.parent
 TINY = """

@@ -16,9 +16,9 @@ from tests.test_distributed import run_ranks
 from video_gn.config import Config, parse_config
 from video_gn.data.decode import VideoError
 from video_gn.data.loader import WorkerLost
+from video_gn.distributed.world import World
 from video_gn.engine.datasets import read_records, read_train_records, test_dataset, train_dataset, val_dataset
-from video_gn.engine.distributed import World
-from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
+from video_gn.engine.health import Unreadable, check_in_flight, keep_in_flight
 from video_gn.errors import UserError
 
 test_dataset.__test__ = False  # type: ignore[attr-defined]
@@ -100,8 +100,8 @@ SHARE = """
 import json, sys
 from pathlib import Path
 from video_gn.data.decode import VideoError
-from video_gn.engine.distributed import world
-from video_gn.engine.unreadable import Unreadable
+from video_gn.distributed.world import world
+from video_gn.engine.health import Unreadable
 from video_gn.errors import UserError
 
 folder, told = Path(sys.argv[1]), []

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from tests.test_inflate import NORMS, speak
 from tests.test_train import tool
-from video_gn.engine import checkpoint as ckpt
 from video_gn.errors import UserError
 from video_gn.models.inflate import initialize
 from video_gn.models.resnet import BLOCKS, ResNet
 from video_gn.models.weights import convert, read_weights
 from video_gn.models.weights.formats import SEQUENTIAL, TORCHVISION, rename
 from video_gn.models.weights.unpickling import load_pickle
+from video_gn.run import checkpoint as ckpt
 
 DETECTRON_BGR = torch.tensor([102.9801, 115.9465, 122.7717])  # its PIXEL_MEANS, of 255
 

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from video_gn.config import parse_config, to_yaml
 from video_gn.console import say
-from video_gn.engine.writers import Writers, read_config, read_log
 from video_gn.errors import UserError
+from video_gn.run.log import Writers, read_config, read_log
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

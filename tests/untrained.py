@@ -11,8 +11,8 @@ from torch import nn
 from tests.test_train import TINY
 from video_gn.config import load_config
 from video_gn.data.motion import write_dataset
-from video_gn.engine import checkpoint as ckpt
 from video_gn.models import build_model
+from video_gn.run import checkpoint as ckpt
 
 
 def write_untrained(folder: Path, overrides: Sequence[str], *, std: float = 1.0, **motions: int) -> Path:

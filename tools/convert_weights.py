@@ -24,9 +24,9 @@ def main() -> None:
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out}: exists already; choose another name or give --force")
 
-    from video_gn.engine.checkpoint import save
     from video_gn.files.atomic import check_writable
     from video_gn.models.weights import read_weights
+    from video_gn.run.checkpoint import save
 
     check_writable(args.out.parent)  # before a download
     weights, said = read_weights(args.source)

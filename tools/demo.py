@@ -23,7 +23,7 @@ def main() -> None:
     from video_gn.config import load_config
     from video_gn.console import say
     from video_gn.data.motion import write_dataset
-    from video_gn.engine.distributed import world
+    from video_gn.distributed.world import world
     from video_gn.engine.test import finished_result, test_checkpoint
     from video_gn.engine.train import train
     from video_gn.plots import plot_curves

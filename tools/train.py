@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from video_gn.config import load_config
-    from video_gn.engine.distributed import world
+    from video_gn.distributed.world import world
     from video_gn.engine.train import train
 
     config = load_config(args.config, args.overrides)

@@ -414,7 +414,7 @@ def nvidia_smi(field: str) -> list[str]:
 
 def cudnn_line(torch_version: str, cudnn: int | None, has_gpu: bool) -> Line:
     """cuDNN and the torch version with a bad Conv3d. It is wrong, and not just slow, with cuDNN (91500: 9.15) below."""
-    from video_gn.engine.distributed import conv3d_hazard
+    from video_gn.distributed.precision import conv3d_hazard
 
     name = "none" if cudnn is None else f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
     hazard = conv3d_hazard(torch_version)

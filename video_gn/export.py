@@ -24,13 +24,13 @@ from torch.export import Dim, ExportedProgram
 from video_gn import __version__
 from video_gn.config import Config, parse_config
 from video_gn.console import say
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import class_names, warn_of_other_classes
-from video_gn.engine.network import load_network
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, replacing
 from video_gn.models import Network
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.network import load_network
 
 ELSEWHERE = "choose another place"
 TOLERANCE = 1e-4

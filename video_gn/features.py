@@ -30,7 +30,8 @@ from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader, naming_videos
-from video_gn.engine import checkpoint as ckpt
+from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
+from video_gn.distributed.world import World, world
 from video_gn.engine.datasets import (
     class_names,
     decoder,
@@ -40,12 +41,12 @@ from video_gn.engine.datasets import (
     test_dataset,
     warn_of_other_classes,
 )
-from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
-from video_gn.engine.network import load_network
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
 from video_gn.models.resnet import ResNet
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.network import load_network
 
 Per = Literal["clip", "video"]
 Format = Literal["npz", "safetensors"]

@@ -27,14 +27,14 @@ from video_gn.data.dataset import Clips, read_clips
 from video_gn.data.decode import VideoReader, check_decoder, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.sampling import uniform_starts
-from video_gn.engine import checkpoint as ckpt
+from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
-from video_gn.engine.distributed import autocast, autocast_dtype
-from video_gn.engine.network import load_network
 from video_gn.engine.test import score_video
 from video_gn.errors import UserError
 from video_gn.models import Network
 from video_gn.models.resnet import ResNet
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.network import load_network
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, or uint8 RGB frames (T, H, W, 3) at the frame rate of the training videos."""

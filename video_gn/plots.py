@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from video_gn.config import flatten
-from video_gn.engine.runfolder import SAME_RESULT
-from video_gn.engine.writers import read_config, read_log
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
+from video_gn.run.folder import SAME_RESULT
+from video_gn.run.log import read_config, read_log
 
 matplotlib.use("Agg")  # files only: no display is needed
 

@@ -29,10 +29,10 @@ import video_gn
 from video_gn.config import Config, flatten, load_config, parse_config
 from video_gn.engine.optim import PAPER_GPUS
 from video_gn.engine.test import protocol, read_results, result_path
-from video_gn.engine.writers import read_log
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
 from video_gn.plots import labels, plot_confusion, plot_curves, plot_percentiles
+from video_gn.run.log import read_log
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
 """Frames, stride, clips a GPU."""

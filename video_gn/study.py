@@ -29,16 +29,16 @@ from video_gn.config import Config, Positive, Section, differences, flatten, loa
 from video_gn.console import say
 from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
-from video_gn.engine.checkpoint import LAST
-from video_gn.engine.distributed import World, world
-from video_gn.engine.lock import hold_on_rank0
-from video_gn.engine.runfolder import SAME_RESULT
+from video_gn.distributed.world import World, world
+from video_gn.engine.health import TooManyUnreadable
 from video_gn.engine.test import protocol, read_results, test_checkpoint
 from video_gn.engine.train import train
-from video_gn.engine.unreadable import TooManyUnreadable
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, replacing, write_error, write_text
 from video_gn.plots import plot_panels, read_epochs
+from video_gn.run.checkpoint import LAST
+from video_gn.run.folder import SAME_RESULT
+from video_gn.run.lock import hold_on_rank0
 
 ELSEWHERE = "give another --out"
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper

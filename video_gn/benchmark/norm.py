@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.benchmark.common import Call, Sample, Samples, Table, host_sample, measure, select
-from video_gn.engine.distributed import autocast, world
+from video_gn.distributed.precision import autocast
+from video_gn.distributed.world import world
 from video_gn.models.resnet import Bottleneck, ResNet, Stem
 from video_gn.norm import norm_factory, normalize
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.benchmark.common import Table, measure, skip
-from video_gn.engine.distributed import autocast, autocast_dtype, world
+from video_gn.distributed.precision import autocast, autocast_dtype
+from video_gn.distributed.world import world
 from video_gn.models.resnet import ResNet
 from video_gn.norm import NormFactory, norm_factory
 

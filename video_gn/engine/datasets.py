@@ -17,10 +17,10 @@ from video_gn.console import say
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
-from video_gn.engine.checkpoint import Checkpoint
-from video_gn.engine.distributed import World
-from video_gn.engine.unreadable import QUARANTINE
+from video_gn.distributed.world import World
+from video_gn.engine.health import QUARANTINE
 from video_gn.errors import UserError
+from video_gn.run.checkpoint import Checkpoint
 
 CLASSES = "classes.txt"
 """In a list's folder, the names of its classes by label: tools/make_lists.py writes it beside its lists."""

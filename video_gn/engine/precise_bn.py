@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from video_gn.engine.distributed import World
+from video_gn.distributed.world import World
 from video_gn.models.freeze import frozen_modules
 from video_gn.norm.roles import precise_norms, running_statistics, stateful_norms
 

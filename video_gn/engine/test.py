@@ -28,15 +28,16 @@ from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, find_list
 from video_gn.data.loader import eval_loader, naming_videos
-from video_gn.engine import checkpoint as ckpt
+from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
+from video_gn.distributed.world import World, world
 from video_gn.engine.board import show_test
 from video_gn.engine.datasets import class_names, fingerprint, read_records, test_dataset
-from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores, world
 from video_gn.engine.metrics import accuracy
-from video_gn.engine.network import load_network
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
 from video_gn.models import Network
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.network import load_network
 
 ELSEWHERE = "give --out FOLDER for the files of the test"
 BOARD_BYTES = 4 * 2**20

@@ -25,7 +25,10 @@ from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.data.sampling import keyed_rng
-from video_gn.engine import checkpoint as ckpt
+from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
+from video_gn.distributed.profile import trace
+from video_gn.distributed.signals import Stop, stop_signals
+from video_gn.distributed.world import World
 from video_gn.engine.datasets import (
     class_names,
     decoder,
@@ -39,18 +42,12 @@ from video_gn.engine.datasets import (
     trained_classes,
     val_dataset,
 )
-from video_gn.engine.distributed import World, autocast, autocast_dtype, share_cores
-from video_gn.engine.lock import hold_on_rank0
+from video_gn.engine.health import Unreadable, check_in_flight, keep_in_flight
 from video_gn.engine.metrics import Averages, Meter
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
-from video_gn.engine.preempt import Stop, stop_signals
-from video_gn.engine.profile import trace
-from video_gn.engine.runfolder import open_run, save_last
 from video_gn.engine.schedule import rate_factor
-from video_gn.engine.unreadable import Unreadable, check_in_flight, keep_in_flight
-from video_gn.engine.writers import Writers, read_log
 from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_model
 from video_gn.models.freeze import parts_to_freeze
@@ -59,6 +56,10 @@ from video_gn.models.info import describe, frozen_in_words, table
 from video_gn.models.resnet import ResNet
 from video_gn.models.weights import read_weights
 from video_gn.norm.roles import precise_norms
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.folder import open_run, save_last
+from video_gn.run.lock import hold_on_rank0
+from video_gn.run.log import Writers, read_log
 
 
 def train(config: Config, world: World) -> None:

@@ -16,11 +16,11 @@ import torch
 import video_gn
 from video_gn.config import Config, differences, load_config, parse_config, to_yaml
 from video_gn.console import say
-from video_gn.engine import checkpoint as ckpt
-from video_gn.engine.checkpoint import Checkpoint
-from video_gn.engine.lock import LOCK
-from video_gn.engine.writers import EVENTS, restore_log
 from video_gn.errors import UserError
+from video_gn.run import checkpoint as ckpt
+from video_gn.run.checkpoint import Checkpoint
+from video_gn.run.lock import LOCK
+from video_gn.run.log import EVENTS, restore_log
 
 CHECKPOINTED = ".checkpointed"
 """Empty file in a run's folder once it has had a last.pt: without one it is not a run killed in its first epoch."""

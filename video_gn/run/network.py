@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from video_gn.config import Config
-from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import memory_format
 from video_gn.models import Network, build_model
+from video_gn.run import checkpoint as ckpt
 
 
 def load_network(
@@ -16,7 +16,7 @@ def load_network(
     """Build a checkpoint's network for use: in evaluation mode, its parameters requiring no gradient.
 
     Args:
-        checkpoint: as `video_gn.engine.checkpoint.load` returns it.
+        checkpoint: as `video_gn.run.checkpoint.load` returns it.
         config: the checkpoint's own, or that with changes outside the model section.
         device: where the network is put, in the config's memory format.
         source: the checkpoint's path, for errors.

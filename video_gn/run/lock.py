@@ -27,7 +27,7 @@ from video_gn.console import say
 from video_gn.errors import UserError
 
 if TYPE_CHECKING:
-    from video_gn.engine.distributed import World
+    from video_gn.distributed.world import World
 
 LOCK = ".lock"
 BEAT = 5.0

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from video_gn.console import say
-from video_gn.engine.peers import FIRST_SUM, HELP, Peers, deadline, facts_of, greeting
-from video_gn.engine.preempt import Stop
+from video_gn.distributed.precision import conv3d_hazard
+from video_gn.distributed.rendezvous import FIRST_SUM, HELP, Peers, deadline, facts_of, greeting
+from video_gn.distributed.signals import Stop
 from video_gn.errors import Preempted, UserError
 
 T = TypeVar("T")
@@ -176,38 +177,3 @@ def _connect(ranks: World, peers: Peers, backend: str) -> None:
         total = int(ranks.sum(torch.ones(1, device=ranks.device)))
     if total != ranks.size:
         raise RuntimeError(f"the first all-reduce of {ranks.size} ones gave {total}")
-
-
-def share_cores(device: torch.device, workers: int) -> None:
-    """On a CPU, leave cores to the decoding processes: threads that fight over a core slow each other many times over.
-
-    OMP_NUM_THREADS, if set, stands.
-    """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, cores - min(workers, cores // 2)))
-
-
-def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """A callable that gives the context of a forward pass in `precision`."""
-    enabled = autocast_dtype(precision, device) == torch.bfloat16
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What `precision` (`auto`, `fp32`, `bf16`) means on a device: `auto` is bf16 on GPUs that compute in it."""
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        bf16 = precision == "bf16"
-    return torch.bfloat16 if bf16 else torch.float32
-
-
-def conv3d_hazard(version: str) -> str | None:
-    """A warning for torch versions whose Conv3d is known to be bad on GPUs (pytorch #166122, #166643, #163539)."""
-    if version.split(".")[:2] != ["2", "9"]:
-        return None
-    return (
-        f"warning: torch {version} has a slow, memory-hungry Conv3d, wrong in bf16 with cuDNN below 9.15; "
-        "use another torch version"
-    )

@@ -15,7 +15,7 @@ from video_gn.data.dataset import open_file
 from video_gn.data.decode import NotFetched, VideoError
 from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import WorkerLost, naming_videos
-from video_gn.engine.distributed import World
+from video_gn.distributed.world import World
 from video_gn.errors import UserError
 
 IN_FLIGHT, QUARANTINE = "in_flight.txt", "quarantine.csv"  # in a run's folder

@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from video_gn.config import Config, load_config, parse_config
 from video_gn.console import say
-from video_gn.engine import checkpoint
 from video_gn.errors import UserError
+from video_gn.run import checkpoint
 
 EVENTS = "events.out.tfevents.*"
 EPOCH = "system/epoch"  # TensorBoard's axis is the step

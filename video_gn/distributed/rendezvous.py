@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 import video_gn
 from video_gn.config import flatten
-from video_gn.engine.preempt import Stop
+from video_gn.distributed.signals import Stop
 from video_gn.errors import UserError
 
 ROLL_CALL = 120.0

@@ -1,0 +1,1 @@
+"""A run's folder on disk: config, checkpoints, log."""
