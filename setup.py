@@ -47,6 +47,8 @@ setup(
             "onnxscript>=0.5",
             "onnxruntime>=1.20",
             "safetensors>=0.4",
+            "torchmetrics>=1.4",
+            "scikit-learn>=1.4",
             "aiohttp",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -143,7 +143,7 @@ def test_mistakes(trained, tmp_path, monkeypatch):
         export_checkpoint(trained, tmp_path / "net.pth")
     with pytest.raises(UserError, match="no folder .*absent"):
         export_checkpoint(trained, tmp_path / "absent" / "net.pt2")
-    with pytest.raises(UserError, match="--frames 7 is too short for stem dense: at least 8"):
+    with pytest.raises(UserError, match="--frames 7 is too short for this network: at least 8"):
         export_checkpoint(trained, tmp_path / "net.pt2", frames=7)
     monkeypatch.setattr(export, "NEEDED", ("onnx_that_nobody_has",))
     with pytest.raises(UserError, match="onnx_that_nobody_has missing.*pip install onnx_that_nobody_has"):

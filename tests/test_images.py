@@ -27,7 +27,6 @@ from video_gn.data.decode import VideoError
 from video_gn.data.images import ImageReader, image_classes, read_image_folder
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine.datasets import val_dataset
-from video_gn.engine.metrics import Averages
 from video_gn.engine.test import test_checkpoint as score_checkpoint
 from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
@@ -228,7 +227,9 @@ def test_the_same_tools_train_and_score_images(tree, tmp_path, change):
 def test_the_reported_figure_is_the_median_of_the_last_5_epochs(tree, tmp_path, monkeypatch, capsys):
     errors = [0.0, 70.0, 20.0, 60.0, 5.0, 10.0]
     given = iter(errors)
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: (Averages(1.0, next(given), 0.0, 9), 0))
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda self: ({"loss": 1.0, "top1_error": next(given), "top5_error": 0.0, "clips": 9}, 0)
+    )
     (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
     folder = run(load_config(tmp_path / "tiny.yaml", ["train.epochs=6"]))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

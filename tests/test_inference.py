@@ -141,7 +141,7 @@ def test_mistakes(classifier, saved, frames, tmp_path):
         video_gn.load(saved, "mps")
     with pytest.raises(UserError, match="label 10 is outside 0 to 9"):
         classifier.gradcam(frames, 10)
-    with pytest.raises(UserError, match="choose one of res2, res3, res4, res5"):
+    with pytest.raises(UserError, match="choose one of stem, res2, pool2, res3, res4, res5"):
         classifier.gradcam(frames, 1, "res6")
 
 

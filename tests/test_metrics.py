@@ -10,9 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video_gn.engine.metrics import Averages, Meter, accuracy, topk_hits
+from video_gn.tasks.classification import Classification, TopErrors, topk_hits
 
 CPU = torch.device("cpu")
+
+
+def metrics(classes: int = 10) -> TopErrors:
+    return Classification(classes).metrics(CPU)
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return Classification(scores.shape[1]).evaluate(scores, labels.tolist())
 
 
 def ranked(places: list[int], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,61 +41,61 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
 
 
 def test_meter_over_batches_of_different_sizes() -> None:
-    meter = Meter(CPU)
+    meter = metrics()
     losses: list[float] = []
     for places in ([0, 4, 5], [1], [0, 0, 6, 9, 3, 2, 5]):  # 11 clips: 8 not the best, 4 not among the best 5
         logits, labels = ranked(places, 10)
-        meter.add(logits, labels)
+        meter.update(logits, labels)
         losses += cross_entropy(logits, labels)
-    averages = Averages.of(meter.sums)
-    assert averages.clips == 11
-    assert averages.loss == pytest.approx(sum(losses) / 11)
-    assert averages.top1_error == pytest.approx(800 / 11)
-    assert averages.top5_error == pytest.approx(400 / 11)
+    averages = meter.compute()
+    assert averages["clips"] == 11
+    assert averages["loss"] == pytest.approx(sum(losses) / 11)
+    assert averages["top1_error"] == pytest.approx(800 / 11)
+    assert averages["top5_error"] == pytest.approx(400 / 11)
 
 
 def test_a_known_loss_is_a_mean_over_its_batch() -> None:
-    meter = Meter(CPU)
+    meter = metrics(4)
     for places, loss in (([0, 1, 0], 2.0), ([1], 6.0)):
         logits, labels = ranked(places, 6)
-        meter.add(logits.requires_grad_(), labels, torch.tensor(loss, requires_grad=True))
-    assert Averages.of(meter.sums) == Averages(3.0, 50.0, 0.0, 4)
-    assert not meter.sums.requires_grad
+        meter.update(logits.requires_grad_(), labels, torch.tensor(loss, requires_grad=True))
+    assert meter.compute() == {"loss": 3.0, "top1_error": 50.0, "top5_error": pytest.approx(math.nan, nan_ok=True), "clips": 4}
+    assert not meter.state.requires_grad
 
 
 def test_meter_takes_half_precision() -> None:
-    meter = Meter(CPU)
+    meter = metrics()
     logits, labels = ranked([0, 1, 2, 3], 6)
-    meter.add(logits.bfloat16(), labels)
-    assert Averages.of(meter.sums).loss == pytest.approx(sum(cross_entropy(logits, labels)) / 4)
+    meter.update(logits.bfloat16(), labels)
+    assert meter.compute()["loss"] == pytest.approx(sum(cross_entropy(logits, labels)) / 4)
 
 
 def test_sums_of_parts_are_sums_of_the_whole() -> None:
     """Ranks add their sums up: the four numbers must be additive."""
     parts = [ranked([0, 7], 8), ranked([1, 0, 5], 8)]
-    meters = [Meter(CPU), Meter(CPU), Meter(CPU)]
+    meters = [metrics(), metrics(), metrics()]
     for meter, part in zip(meters, parts, strict=False):
-        meter.add(*part)
-        meters[2].add(*part)
-    torch.testing.assert_close(meters[0].sums + meters[1].sums, meters[2].sums)
-    assert meters[2].sums[1:].tolist() == [3, 2, 5]
+        meter.update(*part)
+        meters[2].update(*part)
+    torch.testing.assert_close(meters[0].state + meters[1].state, meters[2].state)
+    assert meters[2].state[1:].tolist() == [3, 2, 5]
 
 
 def test_empty_meter() -> None:
-    averages = Averages.of(Meter(CPU).sums)
-    assert averages.clips == 0
-    assert all(math.isnan(value) for value in (averages.loss, averages.top1_error, averages.top5_error))
+    averages = metrics().compute()
+    assert averages["clips"] == 0
+    assert all(math.isnan(value) for value in (averages["loss"], averages["top1_error"], averages["top5_error"]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_have_no_error(bad: float) -> None:
     """Whose largest is class 0, as it happens."""
-    meter = Meter(CPU)
-    meter.add(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([1]))
-    meter.add(torch.tensor([[bad, bad, bad]]), torch.tensor([0]))
-    averages = Averages.of(meter.sums)
-    assert averages.clips == 2
-    assert math.isnan(averages.top1_error) and math.isnan(averages.top5_error)
+    meter = metrics()
+    meter.update(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([1]))
+    meter.update(torch.tensor([[bad, bad, bad]]), torch.tensor([0]))
+    averages = meter.compute()
+    assert averages["clips"] == 2
+    assert math.isnan(averages["top1_error"]) and math.isnan(averages["top5_error"])
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
@@ -102,11 +110,11 @@ def test_up_to_five_classes_have_no_top5_error(classes: int) -> None:
 def test_up_to_five_classes_have_no_top5_figure(classes: int) -> None:
     """NaN here, null in log.jsonl and test_*.json, "-" in tables."""
     logits, labels = ranked([0] * 3, classes)
-    meter = Meter(CPU)
-    meter.add(logits, labels)
-    averages, result = Averages.of(meter.sums), accuracy(logits.numpy(), labels.numpy())
-    assert (averages.top1_error, result.top1) == (0, 100)
-    assert [math.isnan(value) for value in (averages.top5_error, result.top5)] == [classes < 6] * 2
+    meter = metrics(classes)
+    meter.update(logits, labels)
+    averages, result = meter.compute(), accuracy(logits.numpy(), labels.numpy())
+    assert (averages["top1_error"], result["top1"]) == (0, 100)
+    assert [math.isnan(value) for value in (averages["top5_error"], result["top5"])] == [classes < 6] * 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -126,11 +134,11 @@ def test_accuracies_by_hand() -> None:
     scores[4] = [5, 4, 3, 2, 1, 0, 0]  # label third
     scores[5, 6] = 0.1
     result = accuracy(scores, labels)
-    assert result.top1 == pytest.approx(400 / 6)
-    assert result.top5 == pytest.approx(500 / 6)
-    assert result.mean_class == pytest.approx((75 + 0 + 100) / 3)
+    assert result["top1"] == pytest.approx(400 / 6)
+    assert result["top5"] == pytest.approx(500 / 6)
+    assert result["mean_class_accuracy"] == pytest.approx((75 + 0 + 100) / 3)
 
 
 def test_accuracy_of_nothing() -> None:
     result = accuracy(np.zeros((0, 5), np.float32), np.zeros(0, np.int64))
-    assert all(math.isnan(value) for value in (result.top1, result.top5, result.mean_class))
+    assert all(math.isnan(value) for value in (result["top1"], result["top5"], result["mean_class_accuracy"]))

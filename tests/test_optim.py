@@ -53,7 +53,7 @@ def test_a_stated_global_batch_and_rate() -> None:
 
 def test_the_plan_in_words() -> None:
     text = str(plan_batches(config(clips_per_gpu=4), 1000, 2))
-    assert text == "4 clips/GPU x 2 rank(s) x 4 pass(es) = global batch 32; base lr 0.005; 31 steps/epoch"
+    assert text == "4 clips/GPU x 2 rank(s) x 4 micro-batch(es) = global batch 32; base lr 0.005; 31 steps/epoch"
 
 
 @pytest.mark.parametrize(("global_batch", "ranks"), [(None, 3), (12, 1), (16, 4), (4, 1)])
@@ -112,7 +112,7 @@ def test_passes_make_up_the_global_batch(clips: int, ranks: int, passes: int, vi
     global_batch = clips * ranks * passes
     assume(videos >= global_batch)
     plan = plan_batches(config(clips_per_gpu=clips, global_batch=global_batch), videos, ranks)
-    assert plan.passes == passes
+    assert plan.accumulation_steps == passes
     assert plan.lr == pytest.approx(0.01 / 64 * global_batch)
     assert 0 <= videos - plan.steps_per_epoch * global_batch < global_batch
 

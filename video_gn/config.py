@@ -43,8 +43,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network. Defaults: the ResNet-50 I3D of the paper's section 4.3."""
 
-    arch: Literal["resnet50", "resnet101", "vgg16"] = "resnet50"
-    """`vgg16` is for images alone."""
+    arch: str = "resnet50"
+    """resnet50, resnet101, or vgg16 for images only: NETWORKS of video_gn/models."""
     blocks: tuple[Positive, Positive, Positive, Positive] | None = None
     """Blocks of res2 to res5 for a small net, in place of those of `arch`."""
     width: Positive = 64
@@ -84,6 +84,13 @@ class ModelConfig(Section):
         if self.norm == "frozen_bn" and self.init_from is None:
             raise ValueError("frozen_bn keeps the constants of a trained net; name it in model.init_from")
         return self
+
+
+class ClassificationConfig(Section):
+    """Options of task classification: one label per video."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training target that is spread over all classes."""
 
 
 class DataConfig(Section):
@@ -152,16 +159,25 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD with a rate stated for a reference batch and scaled linearly to the global batch."""
+    """The optimizer, its learning rate stated for a reference batch and scaled linearly to the global batch."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01
     reference_batch: Positive = 64
     """`lr` is for this global batch; the run's rate is lr * global_batch / reference_batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD."""
     nesterov: bool = True
+    """SGD."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW."""
     weight_decay: NonNegative = 1e-4
     norm_weight_decay: NonNegative = 0.0
     """Weight decay of gamma and beta, whatever the norm."""
+    clip_norm: PositiveFloat | None = None
+    """Scale gradients down to this L2 norm over all weights where theirs is larger."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the weights with this decay per step (0.9999); it is what is scored."""
     body_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Fine-tuning: the learning rate of all but the head, as a fraction of `lr`; 0 freezes all but the head."""
     freeze: tuple[str, ...] = ()
@@ -191,14 +207,14 @@ class TrainConfig(Section):
     """Clips of one forward pass: the batch that a norm sees."""
     global_batch: Positive | None = None
     """Clips of one optimizer step; default 8 x clips_per_gpu (the paper's 8 GPUs). Fewer GPUs accumulate gradients."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast on a GPU that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 autocast on a GPU that has it, else fp32. `fp16`, with a loss scale, is for GPUs without bf16."""
     channels_last: bool = True
     """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
     compile: bool = False
     """torch.compile the training passes; the first takes minutes."""
-    checkpoint_stages: tuple[Literal["res2", "res3", "res4", "res5"], ...] = ()
-    """Stages whose blocks keep no activations and run again in the backward pass: less memory, more time."""
+    checkpoint_stages: tuple[str, ...] = ()
+    """Stages, such as res2, that keep no activations and run again in the backward pass: less memory, more time."""
     eval_every: Positive = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_every: Positive = 20
@@ -247,6 +263,9 @@ class Config(Section):
     """`auto` goes on from the run folder's last whole checkpoint."""
     profile: bool = False
     """Write a trace of a few early steps into the run folder's profile/, for Perfetto or TensorBoard."""
+    task: Literal["classification"] = "classification"
+    """What a video's target is: one label."""
+    classification: ClassificationConfig = ClassificationConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -261,16 +280,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
-        if self.model.arch == "vgg16" and self.data.kind != "images":
-            raise ValueError("model.arch vgg16 is for images; set data.kind: images or another arch")
-        if self.train.checkpoint_stages and (self.model.arch == "vgg16" or self.model.norm == "brn"):
-            what = (
-                "arch vgg16 has no such stages" if self.model.arch == "vgg16" else "norm brn depends on earlier passes"
+        if self.train.checkpoint_stages and self.model.norm == "brn":
+            raise ValueError(
+                "train.checkpoint_stages: norm brn depends on earlier micro-batches, so nothing can run again; "
+                "leave it empty"
             )
-            raise ValueError(f"train.checkpoint_stages: {what}, so nothing can be run again; leave it empty")
-        if self.data.frames < need and self.data.kind == "videos":
-            raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
         if self.train.clips_per_gpu % self.data.clips_per_video:
             raise ValueError(
                 f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "

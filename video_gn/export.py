@@ -37,8 +37,6 @@ TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit where that is above 1."""
 METADATA = "metadata.json"
 """The extra file of a .pt2 archive."""
-SHORTEST = {"dense": 16, "sparse": 4, "slowfast": 4}
-"""Frames from which on the length is free: the last map then has two. torch.export would fix a map of one."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 Forward = Callable[[Tensor], Tensor]
@@ -66,10 +64,11 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     """Write a checkpoint's net as ONNX (`out` ends in .onnx) or torch.export (.pt2), once its logits are PyTorch's.
 
     The file takes normalized float32 clips (N, 3, T, S, S), of images (N, 3, S, S), where S is data.crop, and gives
-    logits (N, K), float32. N is free, and T from `SHORTEST` on.
+    logits (N, K), float32. N is free, and T from twice `min_frames` on: the last
+    map then has two frames, while torch.export would fix a map of one.
 
     Args:
-        frames: fix T to this. None: T is free, unless the net's own clips are shorter than `SHORTEST`.
+        frames: fix T to this. None: T is free, unless the network's own clips are shorter than that.
 
     Raises:
         UserError: bad checkpoint, suffix or `frames`; a package is missing; the logits differ, and nothing is written.
@@ -78,8 +77,8 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     _check_target(out)
     state = ckpt.load(path)
     config = parse_config(state["config"], source=str(path))
-    fixed = _fixed_frames(config, frames)
     model = load_network(state, config, source=str(path))
+    fixed = _fixed_frames(config, frames, model.min_frames)
     model.to(memory_format=torch.contiguous_format)
     names = class_names(config, state)
     warn_of_other_classes(config, names)
@@ -90,7 +89,7 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
     program, shape = _program(model, config, fixed)
     with replacing(out, ELSEWHERE) as temporary:
         _save(program, shape, facts, temporary)
-        tried = list(_shapes(config, fixed))
+        tried = list(_shapes(config, fixed, 2 * model.min_frames))
         difference = _compare(model, _forward(temporary), tried, out.name)
     return Exported(out, shape, tried, difference)
 
@@ -125,17 +124,16 @@ def _check_target(out: Path) -> None:
         raise UserError(f"{', '.join(missing)} missing, which ONNX needs; pip install {' '.join(missing)}")
 
 
-def _fixed_frames(config: Config, frames: int | None) -> int | None:
+def _fixed_frames(config: Config, frames: int | None, min_frames: int) -> int | None:
     """The length that T is fixed to, or None where it is free."""
     if config.dims == 2:
         if frames is not None:
             raise UserError(f"--frames {frames}: the net is one of images, which have no length; leave it out")
         return None
-    shortest = SHORTEST[config.model.stem]
-    if frames is not None and frames < shortest // 2:
-        raise UserError(f"--frames {frames} is too short for stem {config.model.stem}: at least {shortest // 2}")
-    if frames is None and config.data.frames < shortest:
-        say(f"the length is fixed to {config.data.frames} frames: it is free for nets of at least {shortest}")
+    if frames is not None and frames < min_frames:
+        raise UserError(f"--frames {frames} is too short for this network: at least {min_frames}")
+    if frames is None and config.data.frames < 2 * min_frames:
+        say(f"the length is fixed to {config.data.frames} frames: it is free for clips of at least {2 * min_frames}")
         return config.data.frames
     return frames
 
@@ -188,13 +186,13 @@ def _forward(path: Path) -> Forward:
     return lambda clips: torch.from_numpy(np.asarray(session.run(None, {"input": clips.numpy()})[0]))
 
 
-def _shapes(config: Config, fixed: int | None) -> Iterator[tuple[int, ...]]:
+def _shapes(config: Config, fixed: int | None, shortest: int) -> Iterator[tuple[int, ...]]:
     """Shapes to compare at: one clip and several, of the net's own length, the shortest and an odd one."""
     crop = config.data.crop
     if config.dims == 2:
         yield from ((clips, 3, crop, crop) for clips in (1, 3))
         return
-    shortest, own = SHORTEST[config.model.stem], fixed or config.data.frames
+    own = fixed or config.data.frames
     lengths = [(1, own), (3, own)] if fixed is not None else [(1, own), (3, shortest), (2, shortest + 5)]
     yield from ((clips, 3, length, crop, crop) for clips, length in lengths)
 

@@ -44,7 +44,7 @@ from video_gn.engine.datasets import (
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
-from video_gn.models.resnet import ResNet
+from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 
@@ -52,7 +52,6 @@ Per = Literal["clip", "video"]
 Format = Literal["npz", "safetensors"]
 
 ELSEWHERE = "name another folder"
-STAGES = ("stem", "res2", "res3", "res4", "res5")
 INDEX, META = "index.csv", "features.json"
 COLUMNS = ("path", "label", "shard", "row", "clips")
 ANY_LABEL = 2**31  # features need no classes: a list of another data set has its own labels
@@ -78,7 +77,8 @@ class Features:
     """What stands in the folder after a run."""
 
     folder: Path
-    channels: int
+    channels: int | None
+    """None where no video has features."""
     videos: int
     listed: int
     unreadable: dict[str, str]
@@ -86,7 +86,8 @@ class Features:
 
     def text(self) -> str:
         """For a person, on stdout."""
-        return f"{self.folder / INDEX}: {self.videos} of {self.listed} videos, {self.channels} features each"
+        of_each = "" if self.channels is None else f", {self.channels} features each"
+        return f"{self.folder / INDEX}: {self.videos} of {self.listed} videos{of_each}"
 
 
 def extract_features(
@@ -143,23 +144,18 @@ def extract_features(
         unreadable = extraction.run(left, store, videos_per_shard)
         if not ranks.is_main:
             return None
-    channels = model.head.fc.in_features if not store.rows else store.channels()
+    channels = store.channels() if store.rows else None
     result = Features(store.folder, channels, len(store.rows), len(records), unreadable)
     _check_unreadable(result, config)
     return result
 
 
-def pooled(model: ResNet, x: Tensor, stage: str) -> Tensor:
-    """Mean over (T, H, W) of a stage's output, float32 (N, C), for x as `ResNet.forward` takes it.
+def pooled(model: Network, x: Tensor, stage: str) -> Tensor:
+    """Mean over (T, H, W) of a stage's output, float32 (N, C), for x as `Network.forward` takes it.
 
     The stages behind it do not run.
     """
-    x = model.stem(x)
-    for name in STAGES[1 : STAGES.index(stage) + 1]:
-        if name == "res3":
-            x = model.pool2(x)
-        x = model.get_submodule(name)(x)
-    return x.float().flatten(2).mean(2)
+    return model.run_to(stage, x).float().flatten(2).mean(2)
 
 
 class _Store:
@@ -243,7 +239,7 @@ def read_shard(path: str | Path) -> np.ndarray:
 class _Extraction:
     """This rank's share of the work."""
 
-    def __init__(self, model: ResNet, config: Config, stage: str, per: Per, ranks: World) -> None:
+    def __init__(self, model: Network, config: Config, stage: str, per: Per, ranks: World) -> None:
         self.model = model
         self.config = config
         self.stage = stage
@@ -302,12 +298,9 @@ class _Extraction:
         return torch.cat(parts)
 
 
-def _network(path: Path, state: ckpt.Checkpoint, config: Config, stage: str, ranks: World) -> ResNet:
-    if stage not in STAGES:
-        raise UserError(f"stage {stage!r} is not known; choose one of {', '.join(STAGES)}")
+def _network(path: Path, state: ckpt.Checkpoint, config: Config, stage: str, ranks: World) -> Network:
     model = load_network(state, config, ranks.device, source=str(path))
-    if not isinstance(model, ResNet):
-        raise UserError(f"{path}: features are of a ResNet's stages, and this is a {config.model.arch}; use another")
+    model.position(stage)
     return model
 
 

@@ -32,14 +32,11 @@ from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_class
 from video_gn.engine.test import score_video
 from video_gn.errors import UserError
 from video_gn.models import Network
-from video_gn.models.resnet import ResNet
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, or uint8 RGB frames (T, H, W, 3) at the frame rate of the training videos."""
-
-LAYERS = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
@@ -160,21 +157,21 @@ class Classifier:
                 rows.append(self._softmax(item).unflatten(0, (views, -1)).mean(0))
             return Timeline(starts, span, torch.cat(rows).cpu().numpy(), reader.num_frames, reader.fps)
 
-    def gradcam(self, video: Video, label: int | None = None, layer: str = "res5") -> Gradcam:
+    def gradcam(self, video: Video, label: int | None = None, layer: str | None = None) -> Gradcam:
         """Grad-CAM of clips one after the other, in the middle crop or (test.views three, full) the whole frame.
 
         Args:
             label: the class; the one with the highest score by default.
-            layer: res2 to res5; earlier ones have finer maps of simpler features.
+            layer: a stage of the network, by default the last; earlier ones have finer maps of simpler features.
 
         Raises:
-            UserError: the net is no ResNet of clips, or there is no such layer or label. Else as `predict`.
+            UserError: the network classifies images, or there is no such stage or label. Else as `predict`.
         """
         model, data = self.model, self.config.data
-        if not isinstance(model, ResNet) or self.config.dims != 3:
-            raise UserError(f"Grad-CAM is of ResNets on videos, not {self.config.model.arch} on {data.kind}")
-        if layer not in LAYERS:
-            raise UserError(f"layer {layer!r} is not known; choose one of {', '.join(LAYERS)}")
+        if self.config.dims != 3:
+            raise UserError(f"Grad-CAM is of networks on videos, not on {data.kind}")
+        stage = model.stages[-1] if layer is None else layer
+        model.position(stage)
         if label is not None and not 0 <= label < len(self.names):
             raise UserError(f"label {label} is outside 0 to {len(self.names) - 1}")
         label = int(self.scores(video).argmax()) if label is None else label
@@ -187,7 +184,7 @@ class Classifier:
             for start in tqdm(starts.tolist(), "gradcam", unit="clip", leave=False, disable=None):
                 item, box = self._clips(reader, [start], views)
                 with autocast(self.config.train.precision, self.device)():
-                    maps.append(gradcam(model, self._input(item), label, layer))
+                    maps.append(gradcam(model, self._input(item), label, stage))
         return Gradcam(starts, span, box, torch.cat(maps).cpu().numpy(), label)
 
     def open(self, video: Video) -> VideoReader:
@@ -238,33 +235,26 @@ def load(
     return Classifier(model, config, names, place)
 
 
-def gradcam(model: ResNet, clips: Tensor, label: int, layer: str = "res5") -> Tensor:
+def gradcam(network: Network, clips: Tensor, label: int, stage: str) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) in space and time.
 
-    The channels A_c of the layer's output, weighted by the gradient of the class's logit y,
+    The channels A_c of the stage's output, weighted by the gradient of the class's logit y,
     relu(sum_c w_c A_c) with w_c the mean of dy/dA_c over (T, H, W).
 
     Args:
         clips: float (N, 3, T, H, W), normalized.
 
     Returns:
-        float32 (N, t, h, w) in the resolution of the layer's output.
+        float32 (N, t, h, w) in the resolution of the stage's output.
     """
-    kept: list[Tensor] = []
-
-    def begin_here(_: torch.nn.Module, __: object, output: Tensor) -> Tensor:
-        kept.append(output.detach().requires_grad_())  # nothing before this layer is kept for the gradient
-        return kept[0]
-
-    hook = list(model.get_submodule(layer).children())[-1].register_forward_hook(begin_here)
-    try:
-        with torch.enable_grad():
-            logits = model(clips)
-            (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept)
-    finally:
-        hook.remove()
+    with torch.no_grad():  # nothing before this stage is kept for the gradient
+        output = network.run_to(stage, clips)
+    with torch.enable_grad():
+        output = output.requires_grad_()
+        logits = network.run_from(stage, output)
+        (gradient,) = torch.autograd.grad(logits[:, label].sum(), output)
     weights = gradient.float().mean((2, 3, 4), keepdim=True)
-    return (weights * kept[0].detach().float()).sum(1).relu()
+    return (weights * output.detach().float()).sum(1).relu()
 
 
 class FramesReader(VideoReader):

@@ -36,7 +36,7 @@ def run(*, videos: Path | None, pyslowfast: Path | None, repeats: int, quick: bo
         dataset = TrainClips([Record(v.path, 0) for v in files], "", "auto", spec, seed=0, max_unreadable=0)
         batches = TrainBatches(clips // batch, 0, clips // batch, clips_per_gpu=batch, global_batch=batch)
         loader = train_loader(dataset, batches, workers, device)
-        return sum(len(batch.labels) for batch in DeviceBatches(loader, device, MEAN, STD))
+        return sum(len(batch.clips) for batch in DeviceBatches(loader, device, MEAN, STD))
 
     def theirs(make: Callable[[], Dataset[Any]]) -> int:
         loader = DataLoader(make(), batch, num_workers=workers, pin_memory=device.type == "cuda")

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +45,8 @@ class Batch:
 
     clips: Tensor
     """(N, 3, T, H, W), of images (N, 3, H, W), channels last in memory; empty when nothing could be read."""
-    labels: Tensor
-    """int64 (N,): one clip and view a video."""
+    targets: Tensor
+    """Of the N clips, as the task collates them; one clip and view per video."""
     items: list[Clips]
     """What the workers sent, unreadable videos included."""
 
@@ -360,6 +360,7 @@ class DeviceBatches:
         std: Sequence[float],
         dims: int = 3,
         dtype: torch.dtype = torch.float32,
+        collate: Callable[[Sequence[Any]], Tensor] = torch.tensor,
     ) -> None:
         self.loader = loader
         self.dims = dims
@@ -367,7 +368,11 @@ class DeviceBatches:
         self.device = device
         self.mean = mean
         self.std = std
+        self.collate = collate
         self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.loader)
@@ -379,7 +384,7 @@ class DeviceBatches:
         ready = self._prefetch(batches, stream)
         while ready is not None:
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            for tensor in (ready.clips, ready.labels):
+            for tensor in (ready.clips, ready.targets):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
             yield ready  # the caller queues its work on the GPU; the next batch is made beside it
             ready = self._prefetch(batches, stream)
@@ -400,8 +405,8 @@ class DeviceBatches:
     def _assemble(self, items: list[Clips]) -> Batch:
         read = [item for item in items if item.views]
         clips = [self._clips(item) for item in read]
-        labels = torch.tensor([item.label for item in read], dtype=torch.int64).to(self.device, non_blocking=True)
-        return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), labels, items)
+        targets = self.collate([item.label for item in read]).to(self.device, non_blocking=True)
+        return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), targets, items)
 
     def _clips(self, item: Clips) -> Tensor:
         frames = render(

@@ -1,14 +1,18 @@
-"""Unreadable training videos: each is named once, and too many end the run.
+"""What may go wrong in training and is survived, up to a limit: skipped steps and unreadable videos, each named.
 
-One that crashes a worker or makes it hang ends the run; before it goes on, the videos in flight are checked.
+A video that crashes a worker or makes it hang ends the run; before the run resumes, the videos in flight are checked.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from video_gn.console import say
 from video_gn.data.dataset import open_file
@@ -19,6 +23,37 @@ from video_gn.distributed.world import World
 from video_gn.errors import UserError
 
 IN_FLIGHT, QUARANTINE = "in_flight.txt", "quarantine.csv"  # in a run's folder
+
+
+class SkippedSteps:
+    """Counts the steps whose loss or gradient was not finite; none of them was applied."""
+
+    def __init__(self, limit: int, world: World) -> None:
+        self.limit = limit
+        self.world = world
+        self.count = 0
+
+    def report(self, step: int, losses: Sequence[Tensor], videos: Sequence[list[str]]) -> None:
+        """Name the videos of a skipped step; all ranks call this. Raises UserError beyond the limit.
+
+        Args:
+            step: its number, from 1.
+            losses: scalars, of each of this rank's micro-batches.
+            videos: paths of each of these micro-batches' videos.
+        """
+        self.count += 1
+        mine = list(zip(torch.stack(list(losses)).tolist(), videos, strict=True))
+        micro_batches = [each for share in self.world.all_gather(mine) for each in share]
+        bad = [each for each in micro_batches if not math.isfinite(each[0])]
+        what = f"its loss is {bad[0][0]}" if bad else "its gradient is not finite"
+        named = ", ".join(name for _, names in bad or micro_batches for name in names)
+        if self.world.is_main:
+            say(f"step {step} is not applied, {what}; its videos: {named}")
+        if self.count > self.limit:
+            raise UserError(
+                f"{self.count} steps with a loss or gradient that is not finite, more than train.max_bad_steps "
+                f"{self.limit}; lower optim.lr, add optim.warmup_epochs or look at the videos"
+            )
 
 
 class TooManyUnreadable(UserError):

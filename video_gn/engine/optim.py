@@ -15,21 +15,21 @@ PAPER_GPUS = 8
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is made of forward passes, and what rate it takes."""
+    """How one optimizer step is made of micro-batches, and its learning rate."""
 
     clips_per_gpu: int
     global_batch: int
     ranks: int
-    passes: int
-    """Forward passes of each rank a step; more than one accumulates gradients."""
+    accumulation_steps: int
+    """Micro-batches of each rank per optimizer step; with more than one, gradients accumulate."""
     lr: float
-    """The base rate: stated rate x global_batch / reference_batch."""
+    """The base learning rate: optim.lr x global_batch / reference_batch."""
     steps_per_epoch: int
 
     def __str__(self) -> str:
         return (
-            f"{self.clips_per_gpu} clips/GPU x {self.ranks} rank(s) x {self.passes} pass(es) = global batch "
-            f"{self.global_batch}; base lr {self.lr:g}; {self.steps_per_epoch} steps/epoch"
+            f"{self.clips_per_gpu} clips/GPU x {self.ranks} rank(s) x {self.accumulation_steps} micro-batch(es) = "
+            f"global batch {self.global_batch}; base lr {self.lr:g}; {self.steps_per_epoch} steps/epoch"
         )
 
 
@@ -67,11 +67,11 @@ def _why_not(clips: int, global_batch: int, num_videos: int, ranks: int, clips_p
     return f"{' and '.join(problems)}; {remedy}"
 
 
-def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.SGD:
-    """SGD with a weight decay of its own for gamma and beta of every norm, and a rate of its own for the body.
+def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """Return SGD or AdamW, with a weight decay of its own for gamma and beta of every norm.
 
-    A group's `rate` is what the schedule's rate is multiplied by: 1 for the head, `body_lr` for all else. Frozen
-    parameters are in their groups like the others; SGD skips them, since they never have a gradient.
+    A group's `rate` is what the schedule's learning rate is multiplied by: 1 for the head, `body_lr` for all else.
+    Frozen parameters are in their groups like the others; the optimizer skips them: they never have a gradient.
     """
     norm = list(model.norm_parameters())
     head = list(model.head.parameters())
@@ -83,4 +83,6 @@ def build_optimizer(model: Network, optim: OptimConfig, lr: float) -> torch.opti
         {"params": head, "weight_decay": optim.weight_decay, "rate": 1.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=optim.betas)
     return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov)

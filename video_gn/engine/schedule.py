@@ -7,8 +7,8 @@ import math
 from video_gn.config import OptimConfig
 
 
-def rate_factor(optim: OptimConfig, epoch: float, epochs: float) -> float:
-    """What the base rate is multiplied by at a fractional epoch of a run of `epochs`.
+def lr_factor(optim: OptimConfig, epoch: float, epochs: float) -> float:
+    """Return what the base learning rate is multiplied by at a fractional epoch of a run of `epochs`.
 
     `steps`: times `decay` at each milestone reached. `cosine`: from 1 to 0. During the warm-up the result rises
     linearly from `warmup_start` times to once the schedule's own value.

@@ -32,12 +32,12 @@ from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.board import show_test
 from video_gn.engine.datasets import class_names, fingerprint, read_records, test_dataset
-from video_gn.engine.metrics import accuracy
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
 from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
+from video_gn.tasks import build_task
 
 ELSEWHERE = "give --out FOLDER for the files of the test"
 BOARD_BYTES = 4 * 2**20
@@ -239,7 +239,8 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
 
 
 def score_video(model: Network, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
-    """Softmax of each view and clip of a video, averaged over the last map's locations: float32 (V * K, classes)."""
+    """Return the scores of each view and clip of a video, averaged over the last map: float32 (V * K, classes)."""
+    task = build_task(config)
     frames = item.frames.to(device, non_blocking=True)
     dtype = autocast_dtype(config.train.precision, device)
     frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
@@ -249,7 +250,7 @@ def score_video(model: Network, item: Clips, config: Config, window: int, device
     for chunk in clip_indices.split(clips_a_pass):
         clips = gather_clips(frames, chunk)
         logits = model(clips if config.dims == 3 else clips.squeeze(2), window)
-        scores.append(logits.float().softmax(-1).mean(1))
+        scores.append(task.probabilities(logits).mean(1))
     return torch.cat(scores)
 
 
@@ -398,12 +399,12 @@ def _result(
     matrix = (
         np.stack([scores.rows[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
     )
-    accuracies = accuracy(matrix, np.array([records[i].label for i in scored], dtype=np.int64))
+    found = build_task(config).evaluate(matrix, [records[i].label for i in scored])
     return TestResult(
         protocol=protocol(config),
-        top1=_rounded(accuracies.top1),
-        top5=_rounded(accuracies.top5) if config.model.num_classes > 5 else None,
-        mean_class_accuracy=_rounded(accuracies.mean_class),
+        top1=_rounded(found["top1"]),
+        top5=_rounded(found["top5"]),
+        mean_class_accuracy=_rounded(found["mean_class_accuracy"]),
         videos_scored=len(scored),
         videos_listed=len(records),
         unreadable={records[i].path: reason for i, reason in sorted(scores.unreadable.items())},

@@ -1,24 +1,24 @@
-"""Networks, built from a config's `model` section."""
+"""Networks by name, built from a config's `model` section."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from video_gn.errors import UserError
+from video_gn.models.freeze import parts_to_freeze
+from video_gn.models.network import Network
 from video_gn.models.resnet import BLOCKS, ResNet
 from video_gn.models.vgg import VGG
-from video_gn.norm import NormOptions, norm_factory
+from video_gn.norm import NormFactory, NormOptions, norm_factory
 
 if TYPE_CHECKING:  # networks need no pydantic
-    from video_gn.config import ModelConfig
+    from video_gn.config import Config, ModelConfig
 
-Network = ResNet | VGG
+__all__ = ["NETWORKS", "Network", "build_model", "build_network"]
 
 
-def build_model(config: ModelConfig, dims: int = 3) -> Network:
-    """The network that a `model` section describes, freshly initialized, for clips (`dims` 3) or images (2)."""
-    norm = norm_factory(config.norm, **{key: getattr(config, key) for key in NormOptions.__dataclass_fields__})
-    if config.arch == "vgg16":
-        return VGG(config.num_classes, norm, width=config.width, dropout=config.dropout)
+def _resnet(config: ModelConfig, norm: NormFactory, dims: int) -> ResNet:
     return ResNet(
         config.num_classes,
         norm,
@@ -29,3 +29,49 @@ def build_model(config: ModelConfig, dims: int = 3) -> Network:
         dropout=config.dropout,
         dims=dims,
     )
+
+
+def _vgg(config: ModelConfig, norm: NormFactory, dims: int) -> VGG:
+    if dims != 2:
+        raise UserError("model.arch vgg16 is for images; set data.kind: images or another arch")
+    return VGG(config.num_classes, norm, width=config.width, dropout=config.dropout)
+
+
+NETWORKS: dict[str, Callable[[ModelConfig, NormFactory, int], Network]] = {
+    "resnet50": _resnet,
+    "resnet101": _resnet,
+    "vgg16": _vgg,
+}
+"""What builds the network of each `model.arch`: (model section, norm, dims) -> network."""
+
+
+def build_model(config: ModelConfig, dims: int = 3) -> Network:
+    """Return the network that a `model` section describes, freshly initialized, for clips (`dims` 3) or images (2).
+
+    Raises:
+        UserError: an unknown `arch`, or one not for clips or images; groups that do not divide a layer's channels.
+    """
+    if config.arch not in NETWORKS:
+        raise UserError(f"model.arch {config.arch!r} is not known; choose one of {', '.join(NETWORKS)}")
+    norm = norm_factory(config.norm, **{key: getattr(config, key) for key in NormOptions.__dataclass_fields__})
+    return NETWORKS[config.arch](config, norm, dims)
+
+
+def build_network(config: Config) -> Network:
+    """Return the network of a complete config, with what its other sections ask of it.
+
+    Raises:
+        UserError: as `build_model`; the clips are shorter than the network takes; an unknown stage to recompute or
+            part to freeze.
+    """
+    network = build_model(config.model, config.dims)
+    if config.data.frames < network.min_frames:
+        raise UserError(
+            f"data.frames {config.data.frames} is too short for model.arch {config.model.arch} with stem "
+            f"{config.model.stem}: at least {network.min_frames}"
+        )
+    for stage in config.train.checkpoint_stages:
+        network.position(stage)
+    network.checkpoint_stages = config.train.checkpoint_stages
+    network.freeze(parts_to_freeze(network, config.optim))
+    return network

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from video_gn.config import Config
-from video_gn.models import Network, build_model
-from video_gn.models.freeze import parts_to_freeze
-
-STAGES = ("stem", "res2", "pool2", "res3", "res4", "res5")
+from video_gn.models import Network, build_network
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -22,11 +19,10 @@ def describe(config: Config) -> dict[str, Any]:
         `parameters`: their count. `trainable`: the count of those that are not frozen. `frozen`: names of frozen parts.
         `gmacs`: 1e9 multiply-adds of the convolutions and the FC, forward.
         `activation_mib`: what autograd keeps for the backward pass of one clip in fp32, MiB.
-        `input` and `stages`: [T, H, W] of the clip and of each stage's output ([H, W] of images; ResNets alone).
+        `input` and `stages`: [T, H, W] of the clip and of each stage's output ([H, W] of images).
     """
     with torch.device("meta"):
-        model = build_model(config.model, config.dims)
-        model.freeze(parts_to_freeze(model, config.optim))
+        model = build_network(config)
         size = (config.data.frames, config.data.crop, config.data.crop)
         clip = torch.empty(1, 3, *size[-config.dims :])
     return {
@@ -64,19 +60,11 @@ def _saved_bytes(model: Network, clip: Tensor) -> int:
 
 def _stage_shapes(model: Network, clip: Tensor) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
-
-    def record(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            shapes[name] = list(output.shape[2:])
-
-        return hook
-
-    parts = dict(model.named_modules())
-    hooks = [parts[name].register_forward_hook(record(name)) for name in STAGES if name in parts]
     with torch.no_grad():
-        model.eval()(clip)
-    for hook in hooks:
-        hook.remove()
+        model.eval()
+        for stage in model.stages:
+            clip = model.run_stage(stage, clip)
+            shapes[stage] = list(clip.shape[2:])
     return shapes
 
 

@@ -7,16 +7,13 @@ every kernel, stride and pool falls away. The parts are named as in the papers: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from video_gn.models.freeze import Freezable
+from video_gn.models.network import Network
 from video_gn.norm import NormFactory, normalize
-from video_gn.norm.roles import StartingBuffers, recomputes_compiled
 
 Size = tuple[int, int, int]
 
@@ -107,7 +104,7 @@ class Head(nn.Module):
         return self.fc(self.dropout(x.flatten(2).transpose(1, 2)))
 
 
-class ResNet(Freezable):
+class ResNet(Network):
     """ResNet of bottleneck blocks over clips or images.
 
     Args:
@@ -120,6 +117,9 @@ class ResNet(Freezable):
         dropout: probability, before the FC.
         dims: 3 for clips, 2 for images.
     """
+
+    stages = ("stem", "res2", "pool2", "res3", "res4", "res5")
+    head: Head
 
     def __init__(
         self,
@@ -139,8 +139,7 @@ class ResNet(Freezable):
         i3d = temporal == "i3d"
         widths = [width * 2**k for k in range(4)]  # of res2 to res5; a stage's output has 4 times as many channels
         self.pool_padding = STEMS[stem][3][1]
-        self.checkpoint_stages: Sequence[str] = ()
-        """Stages, such as res2, whose blocks run again in the backward pass instead of keeping their activations."""
+        self.min_frames = 2 * STEMS[stem][0] * STEMS[stem][2][0] if dims == 3 else 1  # conv1, the stem's pool, pool2
         self.stem = Stem(width, stem, 5 if i3d else 1, norm, dims)
         self.res2 = _stage(2, blocks[0], width, widths[0], i3d, norm, dims)
         self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm, dims)
@@ -149,29 +148,6 @@ class ResNet(Freezable):
         self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1)) if dims == 3 else nn.Identity()
         self.head = Head(4 * widths[3], num_classes, dropout)
         self._initialize()
-
-    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
-        """Logits of clips x, float (N, 3, T, H, W), or images (N, 3, H, W).
-
-        With `window` None the last map is averaged whole: (N, K). Else the head slides over the map with stride 1,
-        its window `window` cells wide and high: (N, locations, K), for fully-convolutional testing.
-        """
-        return self.head(self.features(x), window)
-
-    def features(self, x: Tensor) -> Tensor:
-        """Output of res5: (N, 32 width, T / 8 (dense) or T / 2, H / 32, W / 32)."""
-        x = self.pool2(self._run("res2", self.stem(x)))
-        for stage in ("res3", "res4", "res5"):
-            x = self._run(stage, x)
-        return x
-
-    def _run(self, stage: str, x: Tensor) -> Tensor:
-        blocks = self.get_submodule(stage)
-        if stage not in self.checkpoint_stages or not torch.is_grad_enabled():
-            return blocks(x)
-        for block in blocks.children():
-            x = _run_again_later(block, x)
-        return x
 
     def feature_size(self, side: int) -> int:
         """Cells of the last map along a side of `side` pixels: the head's window for a net trained at that crop."""
@@ -185,12 +161,12 @@ class ResNet(Freezable):
         """All bottleneck blocks, input to output."""
         return (module for module in self.modules() if isinstance(module, Bottleneck))
 
-    def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """gamma and beta of every norm, whatever its class."""
+    def norms(self) -> Iterator[nn.Module]:
         parts: list[Stem | Bottleneck] = [self.stem, *self.blocks()]
-        for part in parts:
-            for norm in part.norms():
-                yield from norm.parameters()
+        return (norm for part in parts for norm in part.norms())
+
+    def last_norms(self) -> Iterator[nn.Module]:
+        return (block.last_norm for block in self.blocks())
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -201,25 +177,10 @@ class ResNet(Freezable):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.fc.weight, std=0.01)
         nn.init.zeros_(self.head.fc.bias)
-        for block in self.blocks():
-            gamma = getattr(block.last_norm, "weight", None)
+        for norm in self.last_norms():
+            gamma = getattr(norm, "weight", None)
             if gamma is not None:
                 nn.init.zeros_(gamma)
-
-
-def _run_again_later(block: nn.Module, x: Tensor) -> Tensor:
-    """Return block(x), keeping only x for the backward pass (activation checkpointing). No block is random."""
-    if torch.compiler.is_compiling() and recomputes_compiled(block):
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-    return _checkpoint_eagerly(block, x)
-
-
-@torch.compiler.disable
-def _checkpoint_eagerly(block: nn.Module, x: Tensor) -> Tensor:
-    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # called before the first of the two passes
-        return nullcontext(), StartingBuffers(block)
-
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def _stage(stage: int, count: int, channels: int, width: int, i3d: bool, norm: NormFactory, dims: int) -> nn.Sequential:

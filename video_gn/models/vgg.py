@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
-from video_gn.models.freeze import Freezable
+from video_gn.models.network import Network
 from video_gn.norm import NormFactory, normalize
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 """(channels in units of the width, convolutions) of each stage; a 2x2 max-pool ends it."""
 
 
-class VGG(Freezable):
+class VGG(Network):
     """13 convolutions 3x3 in 5 stages, then FC, FC, FC with dropout.
 
     Args:
@@ -25,6 +25,8 @@ class VGG(Freezable):
         width: channels of the first stage (64); the hidden FCs have 64 times as many.
         dropout: probability, after each hidden FC.
     """
+
+    stages = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
     def __init__(self, num_classes: int, norm: NormFactory, *, width: int = 64, dropout: float = 0.5) -> None:
         super().__init__()
@@ -42,14 +44,16 @@ class VGG(Freezable):
         self.head = nn.Linear(64 * width, num_classes)
         self._initialize()
 
-    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
-        """Logits (N, K) of images (N, 3, H, W); with `window`, (N, 1, K) of images whose last map is that size."""
-        layers = iter(zip(self.conv, self.norm, strict=True))
-        for _, count in STAGES:
-            for _ in range(count):
-                conv, norm = next(layers)
-                x = normalize(norm, conv(x), relu=True)
-            x = F.max_pool2d(x, 2)
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Run the convolutions of a stage and the pool that ends it."""
+        number = self.position(stage)
+        first = sum(count for _, count in STAGES[:number])
+        for index in range(first, first + STAGES[number][1]):
+            x = normalize(self.norm[index], self.conv[index](x), relu=True)
+        return F.max_pool2d(x, 2)
+
+    def classify(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Return logits (N, K) of the last map; with `window`, (N, 1, K) of a map of that size."""
         if window is not None and x.shape[2:] != (window, window):
             raise UserError(
                 f"VGG takes images of one size (last map {window}), not {tuple(x.shape[2:])}; use test.views=center"
@@ -63,9 +67,8 @@ class VGG(Freezable):
         """Cells of the last map along a side of `side` pixels."""
         return side // 32
 
-    def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """gamma and beta of every norm, whatever its class."""
-        return self.norm.parameters()
+    def norms(self) -> Iterator[nn.Module]:
+        return iter(self.norm)
 
     @torch.no_grad()
     def _initialize(self) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from video_gn.config import Config
 from video_gn.engine.datasets import memory_format
-from video_gn.models import Network, build_model
+from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 
 
@@ -24,7 +24,10 @@ def load_network(
     Raises:
         UserError: the weights are those of another network than the config describes.
     """
-    model = build_model(config.model, config.dims)
+    model = build_network(config)
+    if config.optim.ema_decay is not None:  # what is scored is the average
+        average = {k.removeprefix("module."): v for k, v in checkpoint["ema"].items() if k != "n_averaged"}
+        checkpoint = checkpoint | {"model": average}
     ckpt.load_model(model, checkpoint, source)
     model.to(device, memory_format=memory_format(config))  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)

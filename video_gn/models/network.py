@@ -1,0 +1,114 @@
+"""The seam of networks: what training, testing, features, Grad-CAM, export and tables ask of one.
+
+A new network is one file with a subclass of `Network` and one line in `NETWORKS` (video_gn/models/__init__.py).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from video_gn.errors import UserError
+from video_gn.models.freeze import Freezable
+from video_gn.norm.roles import StartingBuffers, recomputes_compiled
+
+
+class Network(Freezable):
+    """A network of named stages and a head, over clips (N, 3, T, H, W) or images (N, 3, H, W).
+
+    A subclass sets `stages`, has a submodule for each of them (or its own `run_stage`) and one called `head`.
+    """
+
+    head: nn.Module
+    """What depends on the number of classes; fine-tuning begins it anew."""
+    stages: tuple[str, ...] = ()
+    """Names of the stages, input to output; the output of the last goes into the head."""
+    min_frames: int = 1
+    """Frames of the shortest clip that it takes."""
+    checkpoint_stages: Sequence[str] = ()
+    """Stages that run again in the backward pass instead of keeping their activations."""
+
+    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Return logits of clips x, float (N, 3, T, H, W), or images (N, 3, H, W).
+
+        With `window` None the last map is averaged over all of T, H and W: (N, K). Else the head slides over the map
+        with stride 1, its window `window` cells wide and high: (N, locations, K), for fully-convolutional testing.
+        """
+        return self.classify(self.run_to(self.stages[-1], x), window)
+
+    def run_to(self, stage: str, x: Tensor) -> Tensor:
+        """Return the output (N, C, *) of a stage for input x; the stages behind it do not run."""
+        for name in self.stages[: self.position(stage) + 1]:
+            x = self._run(name, x)
+        return x
+
+    def run_from(self, stage: str, x: Tensor, window: int | None = None) -> Tensor:
+        """Return logits, as `forward` does, of the output x of a stage."""
+        for name in self.stages[self.position(stage) + 1 :]:
+            x = self._run(name, x)
+        return self.classify(x, window)
+
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Run one stage."""
+        return self.get_submodule(stage)(x)
+
+    def classify(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Return logits, as `forward` does, of the last stage's output."""
+        return self.head(x, window)
+
+    def position(self, stage: str) -> int:
+        """Return a stage's index in `stages`. Raises UserError, naming them, where there is none of that name."""
+        if stage not in self.stages:
+            raise UserError(f"stage {stage!r} is not known; choose one of {', '.join(self.stages)}")
+        return self.stages.index(stage)
+
+    @abstractmethod
+    def norms(self) -> Iterator[nn.Module]:
+        """Yield every norm, whatever its class."""
+
+    def last_norms(self) -> Iterator[nn.Module]:
+        """Yield the last norm of each residual branch, whose gamma starts at zero (section 4.1)."""
+        return iter(())
+
+    @abstractmethod
+    def feature_size(self, side: int) -> int:
+        """Return the cells of the last map along a side of `side` pixels: the head's window for that crop."""
+
+    def norm_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield gamma and beta of every norm."""
+        for norm in self.norms():
+            yield from norm.parameters()
+
+    def _run(self, stage: str, x: Tensor) -> Tensor:
+        if stage not in self.checkpoint_stages or not torch.is_grad_enabled():
+            return self.run_stage(stage, x)
+        module = getattr(self, stage, None)
+        if not isinstance(module, nn.Sequential):
+            return _run_again_later(partial(self.run_stage, stage), x, self)
+        for block in module:
+            x = _run_again_later(block, x, block)
+        return x
+
+
+def _run_again_later(run: Callable[[Tensor], Tensor], x: Tensor, owner: nn.Module) -> Tensor:
+    """Return run(x), keeping only x for the backward pass (activation checkpointing). No stage is random.
+
+    `owner` holds the norms that `run` uses.
+    """
+    if torch.compiler.is_compiling() and recomputes_compiled(owner):
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+    return _checkpoint_eagerly(run, x, owner)
+
+
+@torch.compiler.disable
+def _checkpoint_eagerly(run: Callable[[Tensor], Tensor], x: Tensor, owner: nn.Module) -> Tensor:
+    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # called before the first of the two forward passes
+        return nullcontext(), StartingBuffers(owner)
+
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)

@@ -1,0 +1,21 @@
+"""Tasks by name: what the network is trained for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from video_gn.tasks.classification import Classification
+from video_gn.tasks.task import BadTarget, Figure, Metrics, Target, Task
+
+if TYPE_CHECKING:  # tasks need no pydantic
+    from video_gn.config import Config
+
+__all__ = ["TASKS", "BadTarget", "Figure", "Metrics", "Target", "Task", "build_task"]
+
+TASKS: dict[str, type] = {"classification": Classification}
+
+
+def build_task(config: Config) -> Task:
+    """Return the task that a config names, with the options of its section."""
+    options = getattr(config, config.task)
+    return TASKS[config.task](config.model.num_classes, **options.model_dump())
