@@ -264,11 +264,8 @@ class Config(Section):
         need = {"dense": 8, "sparse": 2, "slowfast": 2}[self.model.stem]
         if self.model.arch == "vgg16" and self.data.kind != "images":
             raise ValueError("model.arch vgg16 is for images; set data.kind: images or another arch")
-        if self.train.checkpoint_stages and (self.model.arch == "vgg16" or self.model.norm == "brn"):
-            what = (
-                "arch vgg16 has no such stages" if self.model.arch == "vgg16" else "norm brn depends on earlier passes"
-            )
-            raise ValueError(f"train.checkpoint_stages: {what}, so nothing can be run again; leave it empty")
+        if self.train.checkpoint_stages and self.model.arch == "vgg16":
+            raise ValueError("train.checkpoint_stages: arch vgg16 has no such stages; leave it empty")
         if self.data.frames < need and self.data.kind == "videos":
             raise ValueError(f"data.frames {self.data.frames} is too short for stem {self.model.stem}: at least {need}")
         if self.train.clips_per_gpu % self.data.clips_per_video:
