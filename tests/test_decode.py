@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video_gn.data import decode
+from video_gn.data import decode, packets
 from video_gn.data.decode import VideoError, open_video
 from video_gn.errors import UserError
 
@@ -421,8 +421,8 @@ def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
         b"\0\0\0\2\x01x\0": False,
         b"\0\0\0\0\x01": False,  # no end
     }
-    assert {data: decode._is_unreferenced(data, 4) for data in packets} == packets
-    assert decode._is_unreferenced(b"\0\2\x01x", 2) and decode._is_unreferenced(b"\2\x01x", 1)
+    assert {data: packets.is_unreferenced(data, 4) for data in packets} == packets
+    assert packets.is_unreferenced(b"\0\2\x01x", 2) and decode._is_unreferenced(b"\2\x01x", 1)
 
 
 @pytest.mark.skipif(decode._load("decord") is None, reason="no decord")
