@@ -455,7 +455,10 @@ class _PyAVReader(VideoReader):
         """Set num_frames and, where they are true, the frames' timestamps. Returns the first frame."""
         index = index_packets(self._container, self._stream)
         self._pts, self._keyframes, self._unreferenced = index.pts, index.keyframes, index.unreferenced
-        if self._pts and index.proven:
+        if self._pts and not index.proven:
+            with suppress(self._av.FFmpegError):  # of a damaged file the packets are counted, and reading raises
+                return self._count()
+        if self._pts:
             first = next(self._frames(self._keyframe(0)), None)
             if first is not None and first.pts == self._pts[0]:
                 self.num_frames = len(self._pts)

@@ -51,8 +51,10 @@ def index_packets(container: Any, stream: Any) -> PacketIndex:
         if h264 is not None and is_unreferenced(packet, h264.bytes_of_size):
             unreferenced.add(packet.pts)
     pts = sorted(set(shown))
-    if len(pts) < len(shown) or (pts == shown and context.has_b_frames):
-        return PacketIndex()  # B-frames are not stored in the order shown: these are times of decoding
+    if len(pts) < len(shown):
+        return PacketIndex()
+    if len(pts) > 1 and pts == shown and context.has_b_frames:
+        proven = False  # B-frames are not stored in the order shown: these may be times of decoding
     return PacketIndex(pts, sorted(keyframes), frozenset(unreferenced), proven)
 
 
