@@ -41,7 +41,8 @@ def index_packets(container: Any, stream: Any) -> PacketIndex:
         if not packet.size:  # the last one only flushes
             continue
         if packet.pts is None:
-            return PacketIndex()
+            proven = False
+            continue
         if not packet.is_discard:
             shown.append(packet.pts)
         if packet.is_keyframe:
