@@ -410,7 +410,7 @@ def _frame_times(path: str, data: bytes | None) -> tuple[int, list[float]]:
 
 
 class _OutOfStep(Exception):
-    """The frames that come out are not those that the packets' timestamps announce."""
+    """The frames that come out are not those that the packets' timestamps announce, or are damaged."""
 
 
 class _PyAVReader(VideoReader):
@@ -529,7 +529,7 @@ class _PyAVReader(VideoReader):
         if keyframe is not None:  # of those shown before the keyframe not all can be decoded
             frames = (frame for frame in frames if frame.pts is None or frame.pts >= keyframe)
         for pts, frame in zip_longest(due, islice(frames, len(due))):
-            if frame is None or frame.pts != pts:
+            if frame is None or frame.pts != pts or frame.is_corrupt:  # repairs depend on where decoding began
                 raise _OutOfStep
             if pts in wanted:
                 yield frame
