@@ -383,7 +383,7 @@ def test_packets_without_frames_are_not_counted(dropped, suffix, decoder) -> Non
 def trusting(monkeypatch) -> None:
     """Headers that prove one frame per packet, whatever they say."""
     index = decode.index_packets
-    monkeypatch.setattr(decode, "index_packets", lambda *args: replace(index(*args), proven=True))
+    monkeypatch.setattr(decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
 
 
 def test_pyav_corrects_a_wrong_count_when_it_is_noticed(dropped, trusting) -> None:
@@ -468,7 +468,9 @@ def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, monkeypatch, trust
     path = _with_time(remux(videos["short_gop.mp4"], tmp_path / "early.ts", lambda n, p: p), 45, 29 * 3600 + 1)
     if trusted:
         index = decode.index_packets
-        monkeypatch.setattr(decode, "index_packets", lambda *args: replace(index(*args), proven=True))
+        monkeypatch.setattr(
+            decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True)
+        )
     with open_video(path, "pyav") as video:
         assert video.num_frames == 60
         assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(60))

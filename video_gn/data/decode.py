@@ -453,7 +453,7 @@ class _PyAVReader(VideoReader):
 
     def _index(self) -> Any:
         """Set num_frames and, where they are true, the frames' timestamps. Returns the first frame."""
-        index = index_packets(self._container, self._stream)
+        index = index_packets(self._container, self._stream, references=True)
         self._pts, self._keyframes, self._unreferenced = index.pts, index.keyframes, index.unreferenced
         if self._pts and not index.proven:
             with suppress(self._av.FFmpegError):  # of a damaged file the packets are counted, and reading raises

@@ -31,11 +31,11 @@ class PacketIndex:
     """Whether each packet holds one frame, so that `pts` are the times of the frames."""
 
 
-def index_packets(container: Any, stream: Any) -> PacketIndex:
-    """Read all packets of PyAV's video stream, from its start."""
+def index_packets(container: Any, stream: Any, references: bool = False) -> PacketIndex:
+    """Read all packets of PyAV's video stream, from its start; `references`: look for `unreferenced` ones too."""
     context = stream.codec_context
     one_frame = _one_frame_of(context)
-    h264 = one_frame if isinstance(one_frame, _H264) and one_frame.bytes_of_size else None
+    h264 = one_frame if isinstance(one_frame, _H264) else None
     shown, keyframes, unreferenced, proven = [], [], set(), True
     for packet in container.demux(stream):
         if not packet.size:  # the last one only flushes
@@ -49,12 +49,13 @@ def index_packets(container: Any, stream: Any) -> PacketIndex:
             keyframes.append(packet.pts)
         late = packet.dts is not None and packet.pts < packet.dts  # to be shown before it is decoded
         proven = proven and not late and one_frame(packet)
-        if h264 is not None and is_unreferenced(packet, h264.bytes_of_size):
+        if references and h264 and h264.bytes_of_size and is_unreferenced(packet, h264.bytes_of_size):
             unreferenced.add(packet.pts)
     pts = sorted(set(shown))
     if len(pts) < len(shown):
         return PacketIndex()
-    if len(pts) > 1 and pts == shown and context.has_b_frames:
+    b_frames = h264.b_frames if h264 else context.has_b_frames
+    if len(pts) > 1 and pts == shown and b_frames:
         proven = False  # B-frames are not stored in the order shown: these may be times of decoding
     return PacketIndex(pts, sorted(keyframes), frozenset(unreferenced), proven)
 
@@ -127,7 +128,9 @@ class _H264:
 
     def __init__(self, extradata: bytes) -> None:
         self.bytes_of_size = 0
+        self.b_frames = False
         self._sequences: dict[int, tuple[int, int] | None] = {}
+        self._fields = True  # may occur, as far as known
         self._pictures: dict[int, int] = {}
         if extradata[:1] == b"\1":  # avcC (ISO/IEC 14496-15, 5.3.3.1), as MP4 and Matroska have it
             self.bytes_of_size = (extradata[4] & 3) + 1
@@ -151,7 +154,8 @@ class _H264:
             if kind in (7, 8):
                 self._learn(unit)
             elif kind in (1, 2, 5) and unit[1] & 0x80:  # a picture's first slice: first_mb_in_slice is 0
-                pictures.append(self._structure(unit))
+                pictures.append(self._structure(unit) if self._fields else _FRAME)
+                self.b_frames = self.b_frames or _slice_type(unit) in (1, 6)
         return pictures in _ONE_PICTURE
 
     def _learn(self, unit: Any) -> None:
@@ -188,22 +192,27 @@ class _H264:
                 bits.ue()
         bits.ue(), bits.u(1), bits.ue(), bits.ue()
         self._sequences[number] = None if bits.u(1) else (to_skip, frame_num_bits)  # frame_mbs_only_flag
+        self._fields = any(self._sequences.values())
 
     def _structure(self, unit: Any) -> int | None:
         """Return whether a slice (7.3.3) is of a frame or a field; None where that is not known."""
-        sequences = self._sequences
-        if len(sequences) and not any(sequences.values()):
-            return _FRAME
         try:
             bits = _Bits(unit[1:32])
             _, _, picture = bits.ue(), bits.ue(), bits.ue()
-            sequence = sequences[self._pictures[picture]]
+            sequence = self._sequences[self._pictures[picture]]
             if sequence is None:
                 return _FRAME
             bits.u(sum(sequence))
             return (_BOTTOM if bits.u(1) else _TOP) if bits.u(1) else _FRAME
         except (ValueError, KeyError):
             return None
+
+
+def _slice_type(unit: Any) -> int:
+    """Return the type of a picture's first slice, which follows the bit of first_mb_in_slice (7.4.3)."""
+    bits = (unit[1] << 8 | (unit[2] if len(unit) > 2 else 0)) & 0x7FFF
+    zeros = 15 - bits.bit_length()
+    return (bits >> max(14 - 2 * zeros, 0)) - 1
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
