@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -875,6 +877,29 @@ def test_no_file_stays_open(videos, tmp_path, decoder) -> None:
 
     first = use()
     assert [use() for _ in range(5)] == [first] * 5
+
+
+def test_reading_keeps_no_memory(videos) -> None:
+    """What malloc has given out and not got back, after glibc; one packet per read is 150 bytes."""
+
+    class Info(ctypes.Structure):
+        _fields_ = [(f"field{n}", ctypes.c_size_t) for n in range(10)]  # mallinfo2(3): the 8th is in use
+
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        pytest.skip("needs glibc 2.33")
+    mallinfo2.restype = Info
+
+    def use(reads: int) -> int:
+        for _ in range(reads):
+            with open_video(videos["short_gop.mkv"], "pyav") as video:
+                video.read([3, 40])
+        gc.collect()
+        return mallinfo2().field7
+
+    before = use(20)
+    assert use(100) - before < 100 * 100
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])

@@ -31,7 +31,7 @@ import stat
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from itertools import chain, dropwhile, islice, pairwise, zip_longest
 from typing import Any, BinaryIO
 
@@ -494,12 +494,17 @@ class _PyAVReader(VideoReader):
             with suppress(self._av.FFmpegError):  # not every container can seek
                 self._container.seek(keyframe, stream=self._stream)
                 # Some seek to the middle of things, or to the next keyframe.
-                packets = dropwhile(lambda p: not p.is_keyframe, self._container.demux(self._stream))
+                packets = dropwhile(lambda p: not p.is_keyframe, self._demux())
                 first = next(packets, None)
                 if first is not None and first.pts is not None and first.pts <= keyframe:
                     return chain([first], packets)
         self._rewind()
-        return self._container.demux(self._stream)
+        return self._demux()
+
+    def _demux(self) -> Iterator[Any]:
+        """Packets from here on. PyAV 18 loses a packet's memory where its own iterator is dropped without close()."""
+        with closing(self._container.demux(self._stream)) as packets:
+            yield from packets
 
     def _frames(self, keyframe: int | None = None, skip: Set[int] = frozenset()) -> Iterator[Any]:
         """Frames in the order shown, as far as the decoder knows it, without those of the timestamps `skip`."""
