@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from video_gn.data.augment import Box, Colour, View, cut, eval_views, random_area_view, random_colour, random_view
-from video_gn.data.decode import VideoError, VideoReader, open_video
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
@@ -95,13 +95,26 @@ class _Videos(Dataset[Clips]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _random_clips(self, index: int, rng: np.random.Generator, numbers: Sequence[int] = (0,)) -> list[Clips]:
-        """Of the clips that `rng` draws in turn, those of these numbers: training augmentation, one decode."""
+    def _random_clips(self, index: int, key: tuple[int, ...], numbers: Sequence[int] = (0,)) -> list[Clips]:
+        """Return the clips of these numbers, of those that the key's generator draws in turn: one decode.
+
+        Where reading proves the number of frames wrong, each clip is on its own, so that it does not depend on those
+        that are read with it: if its own frames prove that, it is drawn again, from the same key and the right number.
+        """
         with self._open(index) as video:
-            drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
-            chosen = [drawn[number] for number in numbers]
-            wanted = np.unique([indices for indices, _, _ in chosen])
-            frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
+            try:
+                return self._read_random(video, index, key, numbers)
+            except CountCorrected:
+                if len(numbers) == 1:
+                    return self._read_random(video, index, key, numbers)
+        return [clips for number in numbers for clips in self._random_clips(index, key, [number])]
+
+    def _read_random(self, video: VideoReader, index: int, key: tuple[int, ...], numbers: Sequence[int]) -> list[Clips]:
+        rng = keyed_rng(*key)
+        drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
+        chosen = [drawn[number] for number in numbers]
+        wanted = np.unique([indices for indices, _, _ in chosen])
+        frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
         label = self.records[index].label
         return [
             Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
@@ -133,8 +146,9 @@ class TrainClips(_Videos):
     positions (k divides M) meet M videos, each once and in k clips; the next k epochs leave out another N - M.
 
     Start, scale, crop, flip and colour are drawn for each clip anew, as a function of (seed, e // k, video index, clip
-    number) alone, so another number of ranks or workers sees the same clips. An unreadable video's slot, with all its
-    clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
+    number) only, so another number of ranks or workers sees the same clips. A clip whose frames prove the video's
+    number of frames wrong is drawn again, from the same key and the right number. An unreadable video's slot, with all
+    its clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
     """
 
     def __init__(
@@ -171,7 +185,7 @@ class TrainClips(_Videos):
         while len(errors) <= self.max_unreadable:
             index = int(order[(slot + len(errors)) % len(order)])
             try:
-                first, *others = self._random_clips(index, keyed_rng(self.seed, TRAIN, cycle, index), numbers)
+                first, *others = self._random_clips(index, (self.seed, TRAIN, cycle, index), numbers)
                 return [replace(first, unreadable=tuple(errors)), *others]
             except VideoError as error:
                 errors.append(error)
@@ -188,7 +202,7 @@ class ValClips(_Videos):
 
     def __getitem__(self, index: int) -> Clips:
         try:
-            return self._random_clips(index, keyed_rng(self.seed, VAL, index))[0]
+            return self._random_clips(index, (self.seed, VAL, index))[0]
         except VideoError as error:
             return self._nothing(index, [error])
 
@@ -215,19 +229,35 @@ class TestClips(_Videos):
         self.short_side = short_side
 
     def __getitem__(self, index: int) -> Clips:
-        spec, label = self.spec, self.records[index].label
         try:
             with self._open(index) as video:
-                starts = uniform_starts(video.num_frames, spec.frames, spec.stride, self.clips, self.clip_starts)
-                clips, _ = read_clips(video, starts, spec, self.views, self.short_side)
+                clips = read_uniform_clips(video, self.clips, self.clip_starts, self.spec, self.views, self.short_side)
         except VideoError as error:
             return self._nothing(index, [error])
-        return replace(clips, index=index, label=label)
+        return replace(clips, index=index, label=self.records[index].label)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
     """Open a video; with `decoder` "image", an image. Raises as `open_video`."""
     return ImageReader(path) if decoder == "image" else open_video(path, decoder)
+
+
+def read_uniform_clips(
+    video: VideoReader, clips: int, clip_starts: str, spec: ClipSpec, kind: str, short_side: int
+) -> Clips:
+    """Read the test clips of a video; where reading proves its number of frames wrong, those of the right number.
+
+    Raises VideoError where a frame cannot be read.
+    """
+
+    def read() -> Clips:
+        starts = uniform_starts(video.num_frames, spec.frames, spec.stride, clips, clip_starts)
+        return read_clips(video, starts, spec, kind, short_side)[0]
+
+    try:
+        return read()
+    except CountCorrected:
+        return read()
 
 
 def read_clips(
