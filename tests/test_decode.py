@@ -43,7 +43,7 @@ FILES = {  # name: (frames, codec, options)
 }
 NOT_FOR_TORCHCODEC = {name for name in FILES if not name.endswith(("mp4", "mkv"))}
 NOT_FOR_TORCHCODEC |= {"open_gop.mp4"}  # torchcodec 0.17 over FFmpeg 5.1 cannot read its last frame
-# Frames, height and width as `ffprobe -count_frames` gives them, with the rotation applied.
+# Frames, height and width as `ffprobe -count_frames` gives them, with rotation and sample aspect ratio applied.
 REAL = {
     "odd_videos/RATRACE_wave_f_nm_np1_fr_goo_37.avi": (72, 240, 560),
     "odd_videos/SchoolRulesHowTheyHelpUs_wave_f_nm_np1_ba_med_0.avi": (74, 240, 320),
@@ -52,7 +52,7 @@ REAL = {
     "odd_videos/gap_5s.mp4": (280, 256, 340),
     "odd_videos/h264_10bit.mp4": (280, 256, 340),
     "odd_videos/long_gop_bframes.mp4": (280, 256, 340),
-    "odd_videos/name with space, comma & ünïcode.mp4": (280, 256, 340),
+    "odd_videos/name with space, comma & ünïcode.mp4": (280, 256, 427),  # 340 pixels of 64:51
     "odd_videos/nineteen_frames_0.68s.mp4": (19, 256, 340),
     "odd_videos/odd_171x129_444.mp4": (280, 129, 171),
     "odd_videos/rotated_90.mov": (3, 568, 320),
