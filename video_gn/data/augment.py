@@ -143,6 +143,14 @@ def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -
     return [View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners]
 
 
+def scaled(view: View, down: float, right: float) -> View:
+    """Return the view in whole pixels of a frame whose height is `down` times and width `right` times as large."""
+    top, left, height, width = view.box
+    box_top, box_left = round(top * down), round(left * right)
+    bottom, box_right = round((top + height) * down), round((left + width) * right)
+    return replace(view, box=(box_top, box_left, max(bottom - box_top, 1), max(box_right - box_left, 1)))
+
+
 def cut(views: Sequence[View]) -> tuple[Box, list[View]]:
     """The smallest box that encloses all views, and the views relative to it."""
     top = min(view.box[0] for view in views)

@@ -26,9 +26,9 @@ from video_gn.data.augment import (
     random_colour,
     random_view,
     reduction,
+    scaled,
 )
 from video_gn.data.decode import VideoError, VideoReader, open_video
-from video_gn.data.display import reduced
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
@@ -124,11 +124,10 @@ class _Videos(Dataset[Clips]):
         """Frames, view and change of colour of a random clip."""
         spec = self.spec
         start = random_start(video.num_frames, spec.frames, spec.stride, rng)
-        size = _reduced_size(video, self._reduction(video))
         if spec.area is None:
-            view = random_view(*size, spec.crop, spec.short_side, spec.flip, rng)
+            view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
         else:
-            view = random_area_view(*size, spec.crop, spec.area, spec.flip, rng)
+            view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
         colour = random_colour(spec.colour_jitter, spec.lighting, rng)
         return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
 
@@ -265,26 +264,22 @@ def read_clips(
     indices = [clip_indices(start, spec.frames, spec.stride, video.num_frames) for start in starts]
     unique, positions = np.unique(indices, return_inverse=True)
     k = 1 if isinstance(video, ImageReader) else reduction(video.height, video.width, short_side)
-    views = eval_views(kind, *_reduced_size(video, k), spec.crop, short_side)
-    frames, views, (top, left, height, width) = _read(video, unique.tolist(), views, k)
-    box = k * top, k * left, min(k * height, video.height - k * top), min(k * width, video.width - k * left)
+    views = eval_views(kind, video.height, video.width, spec.crop, short_side)
+    frames, views, box = _read(video, unique.tolist(), views, k)
     return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
 
 
-def _reduced_size(video: VideoReader, k: int) -> tuple[int, int]:
-    return reduced(video.height, k), reduced(video.width, k)
-
-
 def _read(video: VideoReader, indices: list[int], views: list[View], k: int) -> tuple[Tensor, list[View], Box]:
-    """Read frames reduced by k, in whose pixels the views are, and cut them to what the views enclose.
+    """Read frames, cut to what the views enclose and reduced by k.
 
     Returns:
-        The frames; the views relative to them; the rectangle that is left of the reduced frame.
+        The frames; the views relative to them; the rectangle of the source frame that the views enclose.
     """
     if isinstance(video, ImageReader):
         views = video.shrink(views)
-    box, views = cut(views)
-    return video.read(indices, box, k) if k > 1 else video.read(indices, box), views, box
+    source, _ = cut(views)
+    box, views = cut([scaled(view, 1 / k, 1 / k) for view in views])
+    return video.read(indices, box, k) if k > 1 else video.read(indices, box), views, source
 
 
 def _part(

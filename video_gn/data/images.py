@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from video_gn.data.augment import Box, View
+from video_gn.data.augment import View, scaled
 from video_gn.data.decode import VideoError, VideoReader
 from video_gn.data.display import Crop
 from video_gn.data.lists import Record
@@ -125,15 +124,9 @@ class ImageReader(VideoReader):
         """Choose the smallest scale of the JPEG at which no view is enlarged; returns the views at that scale."""
         factor = min(min(v.box[2] / v.height, v.box[3] / v.width) for v in views)
         self._image.draft("RGB", (int(self.width / max(factor, 1)), int(self.height / max(factor, 1))))
-        full = self.width, self.height
+        width, height = self.width, self.height
         self.width, self.height = self._image.size
-        return [replace(view, box=self._scaled(view.box, full)) for view in views]
-
-    def _scaled(self, box: Box, full: tuple[int, int]) -> Box:
-        x, y = self.width / full[0], self.height / full[1]
-        top, left = round(box[0] * y), round(box[1] * x)
-        bottom, right = round((box[0] + box[2]) * y), round((box[1] + box[3]) * x)
-        return top, left, max(bottom - top, 1), max(right - left, 1)
+        return [scaled(view, self.height / height, self.width / width) for view in views]
 
     def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         try:
