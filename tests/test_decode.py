@@ -11,6 +11,7 @@ import random
 import struct
 import types
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests import field_coded
 from video_gn.data import decode
 from video_gn.data.decode import CountCorrected, VideoError, open_video
+from video_gn.data.display import block_means
 from video_gn.data.packets import is_unreferenced
 from video_gn.errors import UserError
 
@@ -48,7 +51,7 @@ FILES = {  # name: (frames, codec, options)
 }
 NOT_FOR_TORCHCODEC = {name for name in FILES if not name.endswith(("mp4", "mkv"))}
 NOT_FOR_TORCHCODEC |= {"open_gop.mp4"}  # torchcodec 0.17 over FFmpeg 5.1 cannot read its last frame
-# Frames, height and width as `ffprobe -count_frames` gives them, with the rotation applied.
+# Frames, height and width as `ffprobe -count_frames` gives them, with rotation and sample aspect ratio applied.
 REAL = {
     "odd_videos/RATRACE_wave_f_nm_np1_fr_goo_37.avi": (72, 240, 560),
     "odd_videos/SchoolRulesHowTheyHelpUs_wave_f_nm_np1_ba_med_0.avi": (74, 240, 320),
@@ -57,7 +60,7 @@ REAL = {
     "odd_videos/gap_5s.mp4": (280, 256, 340),
     "odd_videos/h264_10bit.mp4": (280, 256, 340),
     "odd_videos/long_gop_bframes.mp4": (280, 256, 340),
-    "odd_videos/name with space, comma & ünïcode.mp4": (280, 256, 340),
+    "odd_videos/name with space, comma & ünïcode.mp4": (280, 256, 427),  # 340 pixels of 64:51
     "odd_videos/nineteen_frames_0.68s.mp4": (19, 256, 340),
     "odd_videos/odd_171x129_444.mp4": (280, 129, 171),
     "odd_videos/rotated_90.mov": (3, 568, 320),
@@ -208,12 +211,12 @@ def test_the_frame_rate(videos) -> None:
                 assert video.fps == pytest.approx(25, rel=1e-3)
 
 
-def _turn(path: Path, a: int, b: int, c: int, d: int) -> None:
+def _turn(path: Path, a: float, b: float, c: float, d: float) -> None:
     """Write a display matrix into an mp4's track header: x' = a x + c y, y' = b x + d y."""
     data = path.read_bytes()
     at = data.index(b"tkhd") + 44  # version 0; the matrix follows flags, times, id, layer, group and volume
     one = 1 << 16
-    matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    matrix = struct.pack(">9i", *(round(value * one) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
     path.write_bytes(data[:at] + matrix + data[at + 36 :])
 
 
@@ -974,3 +977,245 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VideoError, match="pipe"):
         open_video(tmp_path / "pipe.mp4")
+
+
+# ---- displayed pixels: orientation, sample aspect ratio, reduction, HDR, files that are images ----
+
+MIRRORS = {  # display matrix (a, b, c, d), what it does to stored pixels (h, w, 3)
+    "as stored": ((1, 0, 0, 1), lambda x: x),
+    "left-right": ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda x: x[::-1]),
+    "half turn": ((-1, 0, 0, -1), lambda x: x[::-1, ::-1]),
+    "clockwise": ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+    "counter-clockwise": ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    "transposed": ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+    "antitransposed": ((0, -1, -1, 0), lambda x: np.rot90(x.transpose(1, 0, 2), 2)),
+    "half turn, twice as large": ((-2, 0, 0, -2), lambda x: x[::-1, ::-1]),
+    # FFmpeg looks at angle and signs, and makes a sample aspect ratio of unequal scales.
+    "half turn, scaled to 2:3": ((-2, 0, 0, -3), lambda x: shaded(64, 64)[::-1, ::-1]),
+    "clockwise, scaled to 1:2": ((0, 2, -1, 0), lambda x: np.rot90(shaded(64, 48), -1)),
+    "sheared, without an angle": ((1, 0, 0.5, 1), lambda x: shaded(64, 107)),
+    "zeros": ((0, 0, 0, 0), lambda x: x),
+    "a column of zeros": ((-1, 0, 0, 0), lambda x: x),
+}
+ODD_ANGLES = {"30 degrees": (0.866, 0.5, -0.5, 0.866), "200 degrees": (-0.94, -0.342, 0.342, -0.94)}
+ODD_ANGLES |= {"sheared": (1, 0.5, 0.5, 1), "60 degrees": (0.5, 0.866, -0.866, 0.5), "of rank 1": (1, 1, 1, 1)}
+
+
+def shaded(height: int = H, width: int = W) -> np.ndarray:
+    """A smooth picture that no turn or mirror leaves as it is."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([40 + 150 * x / width, 40 + 150 * y / height, 40 + 90 * (x / width + y / height)], -1).astype(
+        np.uint8
+    )
+
+
+def difference(image: torch.Tensor, expected: np.ndarray) -> float:
+    assert image.shape == expected.shape
+    return float(np.abs(image.numpy().astype(float) - expected).mean())
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("name", MIRRORS)
+def test_all_orientations(tmp_path, decoder, name) -> None:
+    matrix, change = MIRRORS[name]
+    path = write(tmp_path / "video.mp4", [shaded()] * 3)
+    _turn(path, *matrix)
+    expected = change(shaded())
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == expected.shape[:2]
+        assert video.decoder == decoder or decoder == "auto"
+        assert difference(video.read([1])[0], expected) < 3  # the codec's loss; the nearest other is 17 away
+        assert difference(video.read([2], (5, 7, 20, 30))[0], expected[5:25, 7:37]) < 3
+        assert difference(torch.from_numpy(next(video.frames()).copy()), expected) < 3
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("name", ODD_ANGLES)
+def test_other_angles_turn_the_picture_inside_its_frame_as_ffmpegs_filter(tmp_path, decoder, name) -> None:
+    a, b, c, d = ODD_ANGLES[name]
+    path = write(tmp_path / "video.mp4", [shaded()] * 3)
+    _turn(path, a, b, c, d)
+    angle = round(np.degrees(np.arctan2(b / np.hypot(b, d), a / np.hypot(a, c))))
+    graph = av.filter.Graph()
+    source = av.VideoFrame.from_ndarray(shaded(), format="rgb24")
+    graph.link_nodes(
+        graph.add_buffer(width=W, height=H, format=source.format, time_base=Fraction(1, 25)),
+        graph.add("rotate", f"{angle}*PI/180"),
+        graph.add("buffersink"),
+    ).configure()
+    graph.push(source)
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == (H, W)
+        assert difference(video.read([1])[0], graph.pull().to_ndarray(format="rgb24")) < 5
+
+
+def _filtered(source: Path, target: Path, bits: str) -> Path:
+    """Copy through one of FFmpeg's bitstream filters."""
+    with av.open(str(source)) as given_, av.open(str(target), "w") as out:
+        video = given_.streams.video[0]
+        stream = out.add_stream_from_template(video)
+        change = av.bitstream.BitStreamFilterContext(bits, video, stream)
+        for packet in given_.demux(video):
+            for changed in change.filter(packet):
+                changed.stream = stream
+                out.mux(changed)
+    return target
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize(
+    ("how", "change"),
+    [("rotate=90", lambda x: np.rot90(x)), ("flip=horizontal", lambda x: x[:, ::-1])],
+)
+def test_an_orientation_that_the_codec_bears(tmp_path, decoder, how, change) -> None:
+    source = write(tmp_path / "source.mp4", [shaded()] * 3)
+    path = _filtered(source, tmp_path / "turned.mp4", f"h264_metadata=display_orientation=insert:{how}")
+    with open_video(path, decoder) as video:
+        assert difference(video.read([1])[0], change(shaded())) < 3
+
+
+def _shape_pixels(path: Path, container: tuple[int, int] | None = None) -> Path:
+    """Write a video whose codec says 4:3 of its pixels, and whose MP4 container says `container` (None: 4:3, too)."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(shaded(), format="rgb24")))
+        out.mux(stream.encode())
+    if container is not None:
+        data = path.read_bytes()
+        at = data.index(b"pasp") + 4
+        path.write_bytes(data[:at] + struct.pack(">II", *container) + data[at + 8 :])
+    return path
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize(
+    ("container", "width"),  # of 96 stored pixels
+    [
+        ((3, 2), 144),
+        ((16, 15), 102),  # 102.4: PAL's discs and tapes
+        ((8, 9), 85),  # 85.3: NTSC's; the width shrinks, the height is never changed
+        ((1, 2), 48),
+        ((10, 1), 960),
+        ((1, 1), 96),
+        ((2048, 2043), 96),  # within 1 %
+        ((11, 1), 96),  # nonsense
+        ((1, 1000), 96),
+        ((1000, 1), 96),
+    ],
+)
+def test_the_width_is_scaled_so_that_pixels_are_square(tmp_path, decoder, container, width) -> None:
+    path = _shape_pixels(tmp_path / "video.mp4", container)  # the container's goes before the codec's
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == (64, width)
+        assert difference(video.read([1])[0], shaded(64, width)) < 3
+        assert difference(video.read([1], (3, 20, 30, 25))[0], shaded(64, width)[3:33, 20:45]) < 3
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_the_codecs_ratio_counts_where_the_container_has_none(tmp_path, decoder) -> None:
+    path = _shape_pixels(tmp_path / "video.mp4", (0, 1))
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == (64, 128)
+    with open_video(_shape_pixels(tmp_path / "video.h264"), "pyav") as video:
+        assert (video.height, video.width) == (64, 128)
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+def test_the_stored_width_of_a_turned_video_is_its_displayed_height(tmp_path, decoder) -> None:
+    path = _shape_pixels(tmp_path / "video.mp4", (3, 2))
+    _turn(path, 0, 1, 1, 0)
+    with open_video(path, decoder) as video:
+        assert (video.height, video.width) == (144, 64)
+        assert difference(video.read([1])[0], shaded(64, 144).transpose(1, 0, 2)) < 3
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("k", [1, 2, 5, 32, 100])
+def test_a_reduction_is_the_mean_of_blocks(videos, decoder, k) -> None:
+    with open_video(videos["short_gop.mp4"], decoder) as video:
+        frame = video.read([9])[0].numpy().astype(float)
+        rows, columns = -(-H // k), -(-W // k)
+        expected = np.array(
+            [[frame[y * k : y * k + k, x * k : x * k + k].mean((0, 1)) for x in range(columns)] for y in range(rows)]
+        )
+        got = video.read([9, 4], reduction=k)
+        assert got.shape == (2, rows, columns, 3)
+        assert np.abs(got[0].numpy() - expected).max() <= 1  # rounded
+        box = (
+            rows // 2,
+            columns // 3,
+            rows - rows // 2,
+            columns - columns // 3,
+        )  # up to the edge, where blocks are cut
+        part = video.read([9], box, k)[0]
+        assert torch.equal(part, got[0, box[0] :, box[1] :])
+        with pytest.raises(ValueError, match=f"must be inside {rows} x {columns}"):
+            video.read([9], (0, 0, rows + 1, columns), k)
+        with pytest.raises(ValueError, match="reduction 0 must be at least 1"):
+            video.read([9], reduction=0)
+
+
+def test_a_large_image_is_reduced_in_strips() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1300, 1000, 3), dtype=np.uint8)
+    expected = image[:1296].reshape(162, 8, 125, 8, 3).mean((1, 3))
+    assert np.abs(block_means(image, 8)[:162] - expected).max() <= 1
+    assert np.abs(block_means(image, 8)[162] - image[1296:].reshape(4, 125, 8, 3).mean((0, 2))).max() <= 1
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+def test_few_large_frames_are_held(videos, decoder, monkeypatch) -> None:
+    monkeypatch.setattr(decode, "_HELD_BYTES", 2 * H * W * 3)
+    with open_video(videos["long_gop.mp4"], decoder) as video:
+        if video.decoder == "torchcodec":
+            asked, given_ = [], video._reader._video if decoder == "auto" else video._video
+            fake = types.SimpleNamespace(get_frames_at=lambda i: asked.append(len(i)) or given_.get_frames_at(i))
+            monkeypatch.setattr(video._reader if decoder == "auto" else video, "_video", fake)
+        assert numbers(video.read(range(7), reduction=2)) == list(range(7))
+        if video.decoder == "torchcodec":
+            assert max(asked) == 2
+
+
+@pytest.mark.parametrize("decoder", BACKENDS)
+@pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG"), ("bt709", None)])
+def test_hdr_is_warned_of_once_per_process(tmp_path, decoder, transfer, name, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(decode, "_hdr_warned", False)
+    options = {"x264-params": f"transfer={transfer}:colorprim=bt2020:colormatrix=bt2020nc"}
+    paths = [write(tmp_path / f"{k}.mp4", [shaded()] * 2, "libx264", options) for k in range(2)]
+    for path in paths:
+        with open_video(path, decoder) as video:
+            video.read([0])
+    warnings = [record.getMessage() for record in caplog.records if "HDR" in record.getMessage()]
+    assert [str(paths[0]) in text and f"({name})" in text for text in warnings] == ([True] if name else [])
+
+
+def test_an_image_is_called_what_it_is(tmp_path) -> None:
+    frames = [Image.fromarray(np.full((20, 30, 3), 50 * k, np.uint8)) for k in range(4)]
+    for name, what in {
+        "a.jpg": "a JPEG image, not a video; give a video, or use a network that was trained on images",
+        "a.png": "a PNG image, not a video",
+        "a.webp": "a WebP image, not a video",
+        "a.bmp": "a BMP image, not a video",
+        "a.ppm": "a PPM image, not a video",
+        "a.tiff": "a TIFF image, not a video",
+    }.items():
+        frames[0].save(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "video.mp4")  # its name does not matter
+        with pytest.raises(VideoError, match=f"video.mp4: {what}"):
+            open_video(tmp_path / "video.mp4")
+    for name, what in {
+        "moving.webp": "an animated WebP, which FFmpeg does not",
+        "moving.png": "an animated PNG",
+    }.items():
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(VideoError, match=what):
+            open_video(tmp_path / name)
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    with open_video(tmp_path / "moving.gif") as video:
+        assert video.num_frames == 4
+    write(tmp_path / "raw.mjpeg", [shaded()] * 3, "mjpeg")
+    with pytest.raises(VideoError, match=r"raw Motion JPEG.*ffmpeg -f mjpeg -i \S*raw\.mjpeg -c copy"):
+        open_video(tmp_path / "raw.mjpeg")

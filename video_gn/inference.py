@@ -25,6 +25,7 @@ from video_gn.config import Config, parse_config
 from video_gn.data.augment import Box, eval_views, gather_clips, render
 from video_gn.data.dataset import Clips, read_clips, read_uniform_clips
 from video_gn.data.decode import VideoReader, check_decoder, open_video
+from video_gn.data.display import Crop
 from video_gn.data.images import ImageReader
 from video_gn.engine import checkpoint as ckpt
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
@@ -280,9 +281,9 @@ class FramesReader(VideoReader):
         self._frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
         self.num_frames, self.height, self.width = shape[:3]
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         for target, index in zip(out, indices, strict=True):
-            target[:] = self._frames[index][box]
+            target[:] = crop(self._frames[index])
 
     def close(self) -> None:
         pass

@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_gn.data.augment import Box, Colour, View, cut, eval_views, random_area_view, random_colour, random_view
+from video_gn.data.augment import (
+    Box,
+    Colour,
+    View,
+    area_reduction,
+    cut,
+    eval_views,
+    random_area_view,
+    random_colour,
+    random_view,
+    reduction,
+    scaled,
+)
 from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
@@ -114,7 +126,7 @@ class _Videos(Dataset[Clips]):
         drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
         chosen = [drawn[number] for number in numbers]
         wanted = np.unique([indices for indices, _, _ in chosen])
-        frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
+        frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
         label = self.records[index].label
         return [
             Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
@@ -131,6 +143,14 @@ class _Videos(Dataset[Clips]):
             view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
         colour = random_colour(spec.colour_jitter, spec.lighting, rng)
         return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
+
+    def _reduction(self, video: VideoReader) -> int:
+        """Of the frames in training: for the largest scale that may be drawn, so that all clips of a video share it."""
+        if isinstance(video, ImageReader):
+            return 1  # it shrinks by itself
+        if self.spec.area is None:
+            return reduction(video.height, video.width, self.spec.short_side[1])
+        return area_reduction(video.height, video.width, self.spec.crop, self.spec.area)
 
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
@@ -273,17 +293,23 @@ def read_clips(
     """
     indices = [clip_indices(start, spec.frames, spec.stride, video.num_frames) for start in starts]
     unique, positions = np.unique(indices, return_inverse=True)
+    k = 1 if isinstance(video, ImageReader) else reduction(video.height, video.width, short_side)
     views = eval_views(kind, video.height, video.width, spec.crop, short_side)
-    frames, views, box = _read(video, unique.tolist(), views)
+    frames, views, box = _read(video, unique.tolist(), views, k)
     return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
 
 
-def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View], Box]:
-    """The frames, cut to what the views enclose; the views relative to that; the rectangle that is left."""
+def _read(video: VideoReader, indices: list[int], views: list[View], k: int) -> tuple[Tensor, list[View], Box]:
+    """Read frames, cut to what the views enclose and reduced by k.
+
+    Returns:
+        The frames; the views relative to them; the rectangle of the source frame that the views enclose.
+    """
     if isinstance(video, ImageReader):
         views = video.shrink(views)
-    box, views = cut(views)
-    return video.read(indices, box), views, box
+    source, _ = cut(views)
+    box, views = cut([scaled(view, 1 / k, 1 / k) for view in views])
+    return video.read(indices, box, k) if k > 1 else video.read(indices, box), views, source
 
 
 def _part(

@@ -1,8 +1,11 @@
 """Decoding: a video file and frame indices in, uint8 RGB frames out. The only module that imports a decoder.
 
-Frame i is the i-th frame shown, after edit lists, of the stream that FFmpeg calls best, turned upright where
-the metadata say so. Opening a file counts its frames, where possible without decoding them. Decoders use one
-thread: loading is parallel over videos. What FFmpeg makes of a damaged frame counts as that frame.
+Frame i is the i-th frame shown, after edit lists, of the stream that FFmpeg calls best, as displayed: turned and
+mirrored by its first frame's display matrix as FFmpeg's command line does it, and with square pixels: where the sample
+aspect ratio (the container's, else the codec's) is not 1, the stored width is scaled by it. A ratio beyond 1:10 or
+10:1, or within 1 % of 1, counts as 1. PQ and HLG are read as if they were SDR, with a warning. Opening a file counts
+its frames, where possible without decoding them. Decoders use one thread: loading is parallel over videos. What FFmpeg
+makes of a damaged frame counts as that frame.
 
 `auto` is torchcodec for MP4, MOV, Matroska and WebM where it loads, and PyAV for the rest and for files that
 torchcodec cannot read. Their limits:
@@ -10,10 +13,12 @@ torchcodec cannot read. Their limits:
 - torchcodec (needs FFmpeg's shared libraries) numbers frames by the packets' timestamps. So it only reads files whose
   packets' headers prove that each holds one frame, and the time of each frame that it returns is compared with the
   time that this index has. In AVI, MPEG-PS and MPEG-TS its numbers are wrong, and it may not read them. In some open
-  GOPs it returns another frame, or raises at the last one.
+  GOPs it returns another frame, or raises at the last one. It turns by quarter turns only; the rest is done here, with
+  what PyAV reads of the first frame.
 - pyav: where the headers do not prove the count, opening decodes the file once to count its frames. A file without
   true timestamps, or whose seeks land too late, is decoded from its start for each read.
-- decord (no wheel for arm64): no AV1; fails at widths of 16 and below; ignores edit lists, and repeats frames
+- decord (no wheel for arm64): takes each display matrix for the container's, and is WRONG where it is the codec's
+  (SEI); no AV1; fails at widths of 16 and below; ignores edit lists, and repeats frames
   at the end instead; gives WRONG frames after a seek in open GOPs, HEVC with B-frames, MPEG-TS, MPEG-PS and
   most AVI.
 """
@@ -38,6 +43,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from video_gn.data.display import Crop, Display, reduced, rotation, round_half_away, square_or
+from video_gn.data.image_types import image_reason
 from video_gn.data.packets import index_packets
 from video_gn.data.stores import fetch, is_url
 from video_gn.errors import UserError
@@ -55,9 +62,13 @@ _REMEDIES = {
 _MP4 = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)", re.DOTALL)
 _MATROSKA = b"\x1aE\xdf\xa3"
 _FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,mxf,gif,ivf,nut,rm,dv,m4v,h264,hevc,obu,mp3,wav"
-_CHUNK = 32  # frames a batch of torchcodec or decord: bounds the memory of whole frames while boxes are cut
-_HELD_BYTES = 128 << 20  # of frames, where all of a video are read
+_CHUNK = 32  # frames per batch of torchcodec or decord, fewer where they are large
+_HELD_BYTES = 128 << 20  # of full frames, while boxes are cut or all of a video are read
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
+
+
+_HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273, table 3
+_MATRIX = "DISPLAYMATRIX"
 
 
 class VideoError(Exception):
@@ -86,7 +97,7 @@ class VideoReader(AbstractContextManager["VideoReader"]):
         path: the file, as it was given.
         decoder: what really reads it: "torchcodec", "pyav" or "decord".
         num_frames: N, the frames shown; corrected, with CountCorrected, if decoding proves it wrong.
-        height, width: as displayed, in pixels.
+        height, width: as displayed, in square pixels.
         fps: average frame rate, None where the file does not tell.
     """
 
@@ -97,12 +108,17 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     width: int
     fps: float | None
 
-    def read(self, indices: Sequence[int], box: tuple[int, int, int, int] | None = None) -> torch.Tensor:
+    def read(
+        self, indices: Sequence[int], box: tuple[int, int, int, int] | None = None, reduction: int = 1
+    ) -> torch.Tensor:
         """Decode frames, each distinct one once.
 
         Args:
             indices: frame numbers in [0, num_frames), in any order, repeats allowed.
-            box: (top, left, height, width) to cut out, in displayed pixels; None is the whole frame.
+            box: (top, left, height, width) to cut out, in displayed pixels after the reduction; None is the full frame.
+            reduction: k, from 1: each block of k x k displayed pixels, from the top left corner on, becomes one pixel,
+                its mean. A frame has ceil(height / k) x ceil(width / k) of them: those at the edge may be smaller.
+                Full frames are held at most 128 MiB at a time, at least one.
 
         Returns:
             uint8 RGB of shape (len(indices), height, width, 3), in the order of `indices`.
@@ -111,22 +127,25 @@ class VideoReader(AbstractContextManager["VideoReader"]):
             VideoError: if any of these frames cannot be decoded.
             CountCorrected: if num_frames was wrong; it is corrected.
             IndexError: if an index is outside the video.
-            ValueError: if the box is empty or not inside the frame.
+            ValueError: if the box is empty or not inside the frame, or the reduction is below 1.
         """
         indices = [operator.index(i) for i in indices]
         outside = [i for i in indices if not 0 <= i < self.num_frames]
         if outside:
             raise IndexError(f"{self.path}: index {outside[0]} is not in [0, {self.num_frames}), its frames")
-        top, left, height, width = box or (0, 0, self.height, self.width)
+        if reduction < 1:
+            raise ValueError(f"{self.path}: reduction {reduction} must be at least 1")
+        full = reduced(self.height, reduction), reduced(self.width, reduction)
+        top, left, height, width = box = box or (0, 0, *full)
         bottom, right = top + height, left + width
-        if not (0 <= top < bottom <= self.height and 0 <= left < right <= self.width):
-            size = f"{self.height} x {self.width}"
+        if not (0 <= top < bottom <= full[0] and 0 <= left < right <= full[1]):
+            size = f"{full[0]} x {full[1]}"
             raise ValueError(f"{self.path}: box {box} (top, left, height, width) must be inside {size}")
         wanted = sorted(set(indices))
         frames = torch.empty(len(wanted), height, width, 3, dtype=torch.uint8)
         if wanted:
             announced = self.num_frames
-            self._decode(wanted, (slice(top, bottom), slice(left, right)), frames.numpy())
+            self._decode(wanted, Crop(box, reduction), frames.numpy())
             self._check_count(announced)
         if wanted == indices:
             return frames
@@ -143,17 +162,20 @@ class VideoReader(AbstractContextManager["VideoReader"]):
             CountCorrected: if there are others than num_frames announced.
         """
         announced = self.num_frames
-        chunk = max(1, _HELD_BYTES // (self.height * self.width * 3))
+        chunk = self._held_frames()
         for start in range(0, announced, chunk):
             yield from self.read(range(start, min(start + chunk, announced))).numpy()
+
+    def _held_frames(self) -> int:
+        return max(1, _HELD_BYTES // (self.height * self.width * 3))
 
     def _check_count(self, announced: int) -> None:
         if self.num_frames != announced:
             raise CountCorrected(self.path, f"announces {announced} frames, and {self.num_frames} can be decoded")
 
     @abstractmethod
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
-        """Fill out (len(indices), h, w, 3) with the boxes of these frames: sorted, distinct, at least one."""
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
+        """Fill out (len(indices), h, w, 3) with the crops of these frames: sorted, distinct, at least one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -179,8 +201,10 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     head = _head(path) if data is None else data[:8]
     if head[:7] == b"#EXTM3U" or head == b"ffconcat":
         raise VideoError(path, "a list of other files, not a video")
-    if is_mp4 := _MP4.match(head):
-        with open(path, "rb") if data is None else io.BytesIO(data) as file:
+    with open(path, "rb") if data is None else io.BytesIO(data) as file:
+        if reason := image_reason(path, file):
+            raise VideoError(path, reason)
+        if is_mp4 := _MP4.match(head):
             _check_boxes(path, file)
     suits_torchcodec = is_mp4 or head.startswith(_MATROSKA)
     if decoder == "auto" and not (suits_torchcodec and _load("torchcodec")):
@@ -309,6 +333,54 @@ def _open_stream(path: str, data: bytes | None) -> tuple[Any, Any]:
     return container, stream
 
 
+def _probe(path: str, data: bytes | None) -> Display:
+    """Read by PyAV how frames are displayed. Other decoders know a part of the container's word, and nothing else."""
+    check_decoder("pyav")
+    with _reading(path):
+        container, stream = _open_stream(path, data)
+        with container:
+            for packet in container.demux(stream):
+                with suppress(_load("pyav").FFmpegError):  # damaged: the next may be good
+                    for frame in packet.decode():
+                        scaler = importlib.import_module("av.video.reformatter").VideoReformatter()
+                        return _display(path, stream, frame, scaler)
+    raise VideoError(path, "no frame can be decoded")
+
+
+def _display(path: str, stream: Any, frame: Any, scaler: Any) -> Display:
+    """Find how frames are displayed, from the first one. Warns of HDR."""
+    if frame.color_trc in _HDR:
+        _warn_of_hdr(path, _HDR[frame.color_trc])
+    # Frame and side data hold each other until the garbage collector runs: let it be a tiny frame.
+    side_data = scaler.reformat(frame, 16, 16, "gray8", interpolation="POINT").side_data
+    matrix = np.frombuffer(bytes(side_data[_MATRIX]), np.int32) if _MATRIX in side_data else None
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio  # the container's goes first
+    return Display((frame.height, frame.width), matrix if matrix is None else tuple(matrix.tolist()), square_or(ratio))
+
+
+def _check_stored(path: str, shape: tuple[int, ...], display: Display) -> None:
+    if tuple(shape) != display.stored:
+        raise VideoError(
+            path, f"frames of {shape[0]} x {shape[1]}, but {display.stored[0]} x {display.stored[1]} by PyAV"
+        )
+
+
+_hdr_warned = False
+
+
+def _warn_of_hdr(path: str, transfer: str) -> None:
+    """Once per process, as one such file is rarely the only one."""
+    global _hdr_warned
+    if not _hdr_warned:
+        logger.warning(
+            "%s: HDR video (%s), read as if it were SDR: its colors are paler than those of SDR videos; convert such "
+            "videos to SDR (FFmpeg's zscale and tonemap filters) if both kinds are used",
+            path,
+            transfer,
+        )
+    _hdr_warned = True
+
+
 class _AutoReader(VideoReader):
     """torchcodec, and PyAV from the first thing that torchcodec cannot do with this file."""
 
@@ -329,16 +401,16 @@ class _AutoReader(VideoReader):
         _warn_once(error.path, error.reason)
         return reader
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         try:
-            return self._reader._decode(indices, box, out)
+            return self._reader._decode(indices, crop, out)
         except VideoError as error:
             if self.decoder == "pyav":
                 raise
             reader = self._fall_back(error)
         try:
             if reader.num_frames == self.num_frames:  # else read says that the count is corrected
-                reader._decode(indices, box, out)
+                reader._decode(indices, crop, out)
         except CountCorrected:
             self._replace(reader)
             raise
@@ -377,16 +449,23 @@ class _TorchcodecReader(VideoReader):
             first = self._video.get_frame_at(0)
         self._check_times([0], [first.pts_seconds])
         self.num_frames = len(self._seconds)
-        self.height, self.width = first.data.shape[:2]
+        self._display = _probe(path, data)
+        self.height, self.width = self._display.size
+        self._turns = round_half_away(
+            (getattr(self._video.metadata, "rotation", None) or 0.0) / 90
+        )  # counter-clockwise, done by it
+        _check_stored(path, np.rot90(first.data, -self._turns).shape[:2], self._display)
         self.fps = self._video.metadata.average_fps or None
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
-        for start in range(0, len(indices), _CHUNK):
-            chunk = indices[start : start + _CHUNK]
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
+        size = min(_CHUNK, self._held_frames())
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
             with _reading(self.path):
                 batch = self._video.get_frames_at(chunk)
             self._check_times(chunk, batch.pts_seconds.tolist())
-            out[start : start + _CHUNK] = batch.data.numpy()[:, box[0], box[1]]
+            for target, image in zip(out[start:], batch.data.numpy(), strict=False):
+                target[:] = crop(self._display.apply(np.rot90(image, -self._turns)))
 
     def _check_times(self, indices: list[int], seconds: list[float]) -> None:
         for index, seen in zip(indices, seconds, strict=True):
@@ -442,9 +521,8 @@ class _PyAVReader(VideoReader):
         if len(self._pts) > 1:
             rate = (self.num_frames - 1) / ((self._pts[-1] - self._pts[0]) * self._stream.time_base)
         self.fps = float(rate) if rate else None
-        self._size = first.width, first.height
-        self._turns = round(first.rotation / 90) % 4  # quarter turns, counter-clockwise
-        self.width, self.height = self._size[::-1] if self._turns % 2 else self._size
+        self._display = _display(path, self._stream, first, self._rgb)
+        self.height, self.width = self._display.size
 
     def _rewind(self) -> None:
         """Open the file (again): the one way to its start that works in every container."""
@@ -544,14 +622,14 @@ class _PyAVReader(VideoReader):
         chosen = set(indices)
         return (frame for i, frame in enumerate(islice(self._frames(), max(chosen, default=-1) + 1)) if i in chosen)
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         with _reading(self.path):
             if indices[-1] < len(self._pts):
                 try:
-                    return self._fill(out, box, self._by_timestamp(indices))
+                    return self._fill(out, crop, self._by_timestamp(indices))
                 except _OutOfStep:
                     self._count_anew()
-            self._fill(out, box, self._from_start(indices))
+            self._fill(out, crop, self._from_start(indices))
 
     def _count_anew(self) -> None:
         """Trust no timestamp, after they have led to another frame. Raises CountCorrected where the count was wrong."""
@@ -560,14 +638,14 @@ class _PyAVReader(VideoReader):
         self._count()
         self._check_count(announced)
 
-    def _fill(self, out: np.ndarray, box: tuple[slice, slice], frames: Iterator[Any]) -> None:
+    def _fill(self, out: np.ndarray, crop: Crop, frames: Iterator[Any]) -> None:
         for target, frame in zip(out, frames, strict=True):
-            target[:] = self._image(frame)[box]
+            target[:] = crop(self._image(frame))
 
     def _image(self, frame: Any) -> np.ndarray:
         # One reformatter for all. A frame of another size is scaled to that of the first, as FFmpeg does.
-        image = self._rgb.reformat(frame, *self._size, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(image, self._turns)
+        height, width = self._display.stored
+        return self._display.apply(self._rgb.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray())
 
     def frames(self) -> Iterator[np.ndarray]:
         """As of every reader, but in one go: a file that is decoded from its start for each read is so once."""
@@ -603,16 +681,23 @@ class _DecordReader(VideoReader):
                 io.BytesIO(data) if data else os.path.abspath(path), ctx=decord.cpu(0), num_threads=1
             )
             self.num_frames = len(self._video)
-            self.height, self.width = self._video[0].shape[:2]
+            shape = self._video[0].shape[:2]
             self.fps = self._video.get_avg_fps() or None
+        self._display = _probe(path, data)
+        self.height, self.width = self._display.size
+        turns = -rotation(self._display.matrix) / 90  # decord's: quarter turns only, others are left out
+        self._turns = int(turns) if turns == int(turns) else 0
+        _check_stored(path, shape[::-1] if self._turns % 2 else shape, self._display)
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
-        for start in range(0, len(indices), _CHUNK):
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
+        chunk = min(_CHUNK, self._held_frames())
+        for start in range(0, len(indices), chunk):
             with _reading(self.path):
-                batch = self._video.get_batch(indices[start : start + _CHUNK])
+                batch = self._video.get_batch(indices[start : start + chunk])
                 # pytorchvideo makes decord give tensors, to all of the process.
                 pixels = batch.numpy() if isinstance(batch, torch.Tensor) else batch.asnumpy()
-            out[start : start + _CHUNK] = pixels[:, box[0], box[1]]
+            for target, image in zip(out[start:], pixels, strict=False):
+                target[:] = crop(self._display.apply(np.rot90(image, -self._turns)))
 
     def close(self) -> None:
         self._video = None
