@@ -247,7 +247,7 @@ def _dump_stacks(in_use: dict[int, str]) -> None:
 
 def _start_worker(parent: Parent, pids: Tensor, paths: Tensor, messages: Tensor, worker: int) -> None:
     """Prepare a worker process: called in it, first of all."""
-    pass
+    end_with(parent)
     faulthandler.register(signal.SIGUSR2, file=2)
     # A scheduler that ends a job sends these to all of its processes; the main process decides.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
