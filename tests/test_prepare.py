@@ -20,12 +20,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from tests.helpers import HANG, session, wait_until
-from tests.test_decode import numbered, numbers, write
-=======
 from tests.test_decode import _shape_pixels, _turn, numbered, numbers, shaded, write
->>>>>>> wt-geometry
 from video_gn.data import prepare
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, read_list

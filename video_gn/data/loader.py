@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from video_gn import limits
-from video_gn.children import Parent, kill
+from video_gn.children import Parent, end_with, kill
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
