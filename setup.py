@@ -27,7 +27,6 @@ setup(
         "tqdm>=4.66",
         "matplotlib>=3.8",
         "fsspec>=2024.2",
-        "fvcore>=0.1.5",
         "torchvision>=0.22",
         "pillow>=10",
     ],

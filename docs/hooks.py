@@ -96,7 +96,9 @@ def _yaml(value: Any) -> str:
 
 def _values(field: FieldInfo) -> str:
     bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in BOUNDS.items() if hasattr(m, name)]
-    return _cell(", ".join([_type(field.annotation), *bounds]))
+    extra = field.json_schema_extra
+    names = extra.get("enum") if isinstance(extra, dict) else None  # of a table that may grow, such as NORMS
+    return _cell(", ".join([_type(typing.Literal[tuple(names)] if names else field.annotation), *bounds]))
 
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

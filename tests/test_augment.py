@@ -12,7 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from video_gn.data.augment import Box, View, cut, eval_views, gather_clips, random_view, render
+from video_gn.data import dataset
+from video_gn.data.augment import (
+    Box,
+    View,
+    area_reduction,
+    cut,
+    eval_views,
+    gather_clips,
+    random_area_view,
+    random_view,
+    reduction,
+    render,
+    scaled,
+)
+from video_gn.data.dataset import ClipSpec, TrainClips, read_clips
+from video_gn.data.decode import VideoReader
+from video_gn.data.lists import Record
 
 RULE = settings(max_examples=50, deadline=None)
 SIZES = st.one_of(st.integers(1, 700), st.integers(1, 8), st.integers(1, 8000))
@@ -288,3 +304,89 @@ def test_gather_one_clip_is_channels_last_too() -> None:
     clips = gather_clips(torch.randn(1, 2, 5, 6, 3), torch.tensor([[1, 0]]))
     assert clips.shape == (1, 3, 2, 5, 6)
     assert clips.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "short_side", "k"),
+    [
+        (256, 340, 256, 1),
+        (384, 700, 256, 1),  # 1.5 times: bit-equal
+        (511, 999, 256, 1),
+        (512, 999, 256, 2),
+        (720, 1280, 320, 2),
+        (1080, 1920, 256, 4),
+        (2160, 3840, 256, 8),
+        (3840, 2160, 320, 6),
+        (100, 100, 256, 1),
+    ],
+)
+def test_frames_are_reduced_from_twice_the_short_side_on(height: int, width: int, short_side: int, k: int) -> None:
+    assert reduction(height, width, short_side) == k
+
+
+@given(SIZES, SIZES, st.integers(8, 256), st.floats(0.05, 1), SEEDS)
+@RULE
+def test_no_area_view_is_enlarged_by_the_reduction(height: int, width: int, crop: int, low: float, seed: int) -> None:
+    k = area_reduction(height, width, crop, (low, 1.0))
+    view = random_area_view(height, width, crop, (low, 1.0), 0.5, np.random.default_rng(seed))
+    small = scaled(view, 1 / k, 1 / k)
+    assert inside(small.box, -(-height // k), -(-width // k))
+    assert k == 1 or min(small.box[2:]) >= crop - 1
+    assert area_reduction(1080, 1920, 112, (0.25, 1.0)) == 5  # sqrt(0.25 * 1080 * 1920 * 3 / 4) = 623.5 = 5.57 * 112
+
+
+class Video(VideoReader):
+    """Frames of any size, of a smooth picture that moves; counts the bytes it is asked to hold."""
+
+    decoder, path, fps = "memory", "video", 25.0
+
+    def __init__(self, height: int, width: int, num_frames: int = 40) -> None:
+        self.height, self.width, self.num_frames = height, width, num_frames
+
+    def image(self, index: int) -> np.ndarray:
+        y, x = np.mgrid[: self.height, : self.width]
+        waves = [np.sin(6 * y / self.height + k + index / 9) + np.cos(5 * x / self.width - k) for k in range(3)]
+        return (np.stack(waves, -1) * 60 + 127).round().astype(np.uint8)
+
+    def _decode(self, indices, crop, out) -> None:
+        for target, index in zip(out, indices, strict=True):
+            target[:] = crop(self.image(index))
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["center", "three", "full"])
+def test_a_large_video_shows_the_same_and_holds_no_more_than_its_views_need(kind: str) -> None:
+    spec = ClipSpec(2, 1, 56, (64, 80), 0.5)
+    video = Video(541, 903)  # 8 times 64, and no multiple
+    clips, box = read_clips(video, [0, 30], spec, kind, 64)
+    assert clips.frames.shape[0] == 4
+    assert clips.frames[0].numel() < 4 * 3 * 64 * 2 * 64  # less than 2 x 2 for each of the views' pixels
+    top, left, height, width = box
+    assert 0 <= top < top + height <= 541 and 0 <= left < left + width <= 903  # of the source
+    whole = torch.from_numpy(np.stack([video.image(i) for i in (0, 1, 30, 31)]))
+    direct = render(whole, eval_views(kind, 541, 903, 56, 64), (0, 0, 0), (1 / 255,) * 3)
+    got = render(clips.frames, clips.views, (0, 0, 0), (1 / 255,) * 3)
+    assert got.shape == direct.shape
+    assert (got - direct).abs().mean() < 2  # of 255; boxes move by half a reduced pixel at most
+
+
+def test_up_to_twice_the_short_side_nothing_is_reduced() -> None:
+    spec = ClipSpec(2, 1, 56, (64, 80), 0.5)
+    video = Video(96, 170)  # 1.5 times
+    clips, box = read_clips(video, [3], spec, "full", 64)
+    assert box == (0, 0, 96, 170)
+    assert np.array_equal(clips.frames.numpy(), np.stack([video.image(3), video.image(4)]))
+
+
+@pytest.mark.parametrize("area", [None, (0.25, 1.0)])
+def test_a_training_clip_of_a_large_video_is_the_same_whatever_it_is_read_with(monkeypatch, area) -> None:
+    """Clips of one video that are fetched together share a decode and a cut; their pixels must not."""
+    monkeypatch.setattr(dataset, "open_file", lambda path, decoder: Video(541, 903))
+    spec = ClipSpec(2, 3, 32, (40, 60), 0.5, area=area)
+    clips = TrainClips([Record("a", 0)], ".", "pyav", spec, seed=0, max_unreadable=0, clips_per_video=4)
+    together = clips.__getitems__([(0, position) for position in range(4)])
+    for position, item in enumerate(together):
+        single = clips[0, position]
+        assert torch.equal(item.frames, single.frames) and item.views == single.views
+        assert max(item.frames.shape[1:3]) < (200 if area else 66)  # 541 / 9 is 61; 902 / 7 is 129

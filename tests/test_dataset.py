@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from video_gn.data import dataset as module
 from video_gn.data.augment import View
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips, epoch_order
-from video_gn.data.decode import VideoError
+from video_gn.data.decode import CountCorrected, VideoError
 from video_gn.data.lists import Record
 
 av = pytest.importorskip("av")
@@ -512,6 +512,73 @@ def test_the_videos_left_out_change() -> None:
     left_out = [{0, 1, 2} - {clips[2 * cycle + part, 0].index for part in (0, 1)} for cycle in range(60)]
     assert Counter(itertools.chain(*left_out)).keys() == {0, 1, 2}
     assert all(count > 10 for count in Counter(itertools.chain(*left_out)).values())
+
+
+class Miscounted(FakeReader):
+    """Announces 40 frames, and has 30: that shows when one of the last 10 is read."""
+
+    def read(self, indices: list[int], box: tuple[int, int, int, int]) -> torch.Tensor:
+        if self.num_frames == 40 and max(indices) >= 30:
+            self.num_frames = 30
+            raise CountCorrected("0", "announces 40 frames, and 30 can be decoded")
+        return super().read(indices, box)
+
+
+class MiscountedTrainClips(FakeTrainClips):
+    def _open(self, index: int) -> Any:
+        return Miscounted(str(index), self.decoder, self.log)
+
+
+def test_a_training_clip_is_drawn_again_from_the_corrected_count() -> None:
+    """Its generator begins anew. A clip whose frames are all there stays as it was drawn: nothing else is known."""
+    clips = MiscountedTrainClips(3)
+    kept = redrawn = 0
+    for epoch, position in itertools.product(range(20), range(3)):
+        item = clips[epoch, position]
+        assert not item.unreadable
+        key = (4, 7, 0, epoch, item.index)
+        start = np.random.default_rng(key).integers(0, 40 - 12, endpoint=True)
+        if start + 9 >= 30:
+            start = np.random.default_rng(key).integers(0, 30 - 12, endpoint=True)
+            redrawn += 1
+        else:
+            kept += 1
+        assert shown(item) == [[start + i * 3 for i in range(4)]]
+    assert kept > 10 and redrawn > 10
+
+
+@given(k=st.integers(2, 4), epoch=st.integers(0, 9), data=st.data())
+@RULE
+def test_redrawn_clips_do_not_depend_on_those_fetched_with_them(k: int, epoch: int, data: st.DataObject) -> None:
+    """So another number of ranks or workers, or a resumed run, sees the same."""
+    clips = MiscountedTrainClips(8, k)
+    positions = data.draw(st.permutations(range(8 // k * k)))[: data.draw(st.integers(1, 8))]
+    together = clips.__getitems__([(epoch, position) for position in positions])
+    assert all(
+        same(one, clips[epoch, position]) and drawn(one) == drawn(clips[epoch, position])
+        for one, position in zip(together, positions, strict=True)
+    )
+
+
+def test_a_validation_clip_is_drawn_again_from_the_corrected_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: Miscounted(path, decoder, []))
+    clips = ValClips([Record(str(index), 0) for index in range(20)], "", "pyav", FAKE_SPEC, seed=7)
+    redrawn = 0
+    for index in range(20):
+        start = np.random.default_rng((3, 7, 1, index)).integers(0, 40 - 12, endpoint=True)
+        if start + 9 >= 30:
+            start = np.random.default_rng((3, 7, 1, index)).integers(0, 30 - 12, endpoint=True)
+            redrawn += 1
+        assert shown(clips[index]) == [[start + i * 3 for i in range(4)]]
+    assert 2 < redrawn < 18
+
+
+def test_test_clips_are_those_of_the_corrected_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: Miscounted(path, decoder, []))
+    options = {"views": "full", "clips": 10, "clip_starts": "spread", "short_side": 24}
+    item = module.TestClips([Record("0", 5)], "", "pyav", FAKE_SPEC, **options)[0]
+    assert shown(item) == [[start + i * 3 for i in range(4)] for start in range(0, 20, 2)]  # of 30 - 12 = 18
+    assert (item.label, item.unreadable) == (5, ())
 
 
 @given(k=st.integers(1, 4), epoch=st.integers(0, 9), data=st.data())

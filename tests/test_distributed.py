@@ -202,7 +202,7 @@ HASTE = """
 import os, sys, time
 from pathlib import Path
 from video_gn import cli
-from video_gn.engine import distributed, peers
+from video_gn.distributed import rendezvous as peers, world as distributed
 peers.ROLL_CALL = peers.SILENCE = distributed.FIRST_SUM = 900  # against a hang: each test sets what it tries
 peers.BEAT = 0.2
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import HANG, is_running, wait_until
+from tests.helpers import HANG, children, is_running, wait_until
 from tests.test_train import tool
 from video_gn import doctor
 from video_gn.config import Config, load_config, parse_config
@@ -74,6 +75,22 @@ def test_a_hang_is_an_error_line_and_leaves_no_process(tmp_path):
     ]
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_check_outlives_a_killed_doctor(tmp_path, number):
+    def doctor_of_a_hang():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        of_check(partial(hangs, tmp_path / "pid"))
+
+    process = multiprocessing.get_context("fork").Process(target=doctor_of_a_hang)
+    process.start()
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    (check,) = children(process.pid)
+    os.kill(process.pid, number)
+    process.join()
+    wait_until(lambda: not is_running(check))
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # the `sleep` that this check had started
 
 
 def raises(error, target):

@@ -24,7 +24,7 @@ from video_gn.config import load_config
 from video_gn.data import augment, dataset
 from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.decode import VideoError
-from video_gn.data.images import ImageReader, image_classes, read_image_folder
+from video_gn.data.images import ImageReader, image_classes, read_image_folder, rgb_pixels
 from video_gn.data.sampling import keyed_rng
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.test import test_checkpoint as score_checkpoint
@@ -118,11 +118,83 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(tmp_path, side, s
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_any_colour_mode_becomes_rgb(tmp_path, mode):
+def test_any_color_mode_becomes_rgb(tmp_path, mode):
     name = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.fromarray(smooth(20, 30, 1)).convert(mode).save(name)
     with ImageReader(str(name)) as image:
         assert image.read([0]).shape == (1, 20, 30, 3)
+
+
+MODES = {  # what a pixel is in a mode of Pillow, and in RGB
+    "1": (1, (255, 255, 255)),
+    "L": (77, (77, 77, 77)),
+    "LA": ((77, 9), (77, 77, 77)),  # opacity is left out
+    "La": ((50, 128), (99, 99, 99)),  # 50 of 128 is 99.6 of 255; Pillow rounds down
+    "PA": ((3, 255), (9, 8, 7)),
+    "P": (3, (9, 8, 7)),
+    "RGB": ((9, 8, 7), (9, 8, 7)),
+    "RGBA": ((9, 8, 7, 0), (9, 8, 7)),
+    "RGBa": ((50, 0, 128, 128), (99, 0, 255)),
+    "RGBX": ((9, 8, 7, 66), (9, 8, 7)),
+    "CMYK": ((255, 0, 0, 0), (0, 255, 255)),
+    "YCbCr": ((76, 85, 255), (254, 0, 0)),
+    "HSV": ((0, 255, 255), (255, 0, 0)),
+    "I": (257 * 99, (99, 99, 99)),
+    "I;16": (257 * 200 + 127, (200, 200, 200)),
+    "I;16L": (65535, (255, 255, 255)),
+    "I;16B": (257 * 3, (3, 3, 3)),
+    "I;16N": (257 * 40 - 128, (40, 40, 40)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_pillow_becomes_rgb(mode):
+    value, rgb = MODES[mode]
+    image = Image.new(mode, (3, 2), 0)
+    if mode in ("P", "PA"):
+        image.putpalette([0] * 9 + [9, 8, 7])
+    if mode.startswith("I;16"):
+        order = ">" if mode == "I;16B" else "<"
+        image = Image.frombytes(mode, (3, 2), np.full((2, 3), value, f"{order}u2").tobytes())
+    else:
+        image.paste(value, (0, 0, 3, 2))
+    pixels = rgb_pixels(image)
+    assert (pixels.shape, pixels.dtype) == ((2, 3, 3), np.uint8)
+    assert np.abs(pixels.astype(int) - rgb).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_what_has_no_range_is_refused(mode):
+    image = Image.new("F", (3, 2), 0.5) if mode == "F" else Image.new(mode, (3, 2), 70000 if mode == "I" else 0)
+    if mode == "LAB":
+        image.convert = lambda *_: (_ for _ in ()).throw(ValueError("conversion from LAB to RGB not supported"))
+    with pytest.raises(ValueError, match=rf"mode {mode}\b"):
+        rgb_pixels(image)
+
+
+def test_16_bit_files(tmp_path):
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    expected = np.arange(256).reshape(16, 16, 1).repeat(3, -1)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    (tmp_path / "deep.ppm").write_bytes(b"P5 16 16 65535\n" + levels.astype(">u2").tobytes())  # a PGM: 16 bit, mode I
+    (tmp_path / "ten.ppm").write_bytes(b"P5 16 16 1023\n" + (levels // 64).astype(">u2").tobytes())
+    for name in ("deep.png", "deep.ppm", "ten.ppm"):
+        with ImageReader(str(tmp_path / name)) as image:
+            got = image.read([0], (2, 3, 10, 11))[0].numpy()
+        assert np.abs(got - expected[2:12, 3:14]).max() <= 1, name
+    (tmp_path / "float.ppm").write_bytes(b"Pf\n2 2\n-1.0\n" + np.ones(4, "<f4").tobytes())
+    with pytest.raises(VideoError, match=r"floating-point numbers \(mode F\).*save it as 8-bit RGB"):
+        ImageReader(str(tmp_path / "float.ppm")).read([0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency(tmp_path):
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    for transparency in (1, b"\xff\x40"):
+        image.save(tmp_path / "a.png", transparency=transparency)
+        with ImageReader(str(tmp_path / "a.png")) as reader:
+            assert reader.read([0])[0, 1, 1].tolist() == [200, 100, 50]
 
 
 def test_unreadable_images(tmp_path):

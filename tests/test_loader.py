@@ -209,10 +209,10 @@ def check_batches(batches: list[Batch], lists: list[list[Clips]], device: torch.
     for batch, items in zip(batches, lists, strict=True):
         read = [item for item in items if item.views]
         assert [item.index for item in batch.items] == [item.index for item in items]
-        assert batch.labels.tolist() == [item.label for item in read]
-        assert batch.labels.dtype == torch.int64
+        assert batch.targets.tolist() == [item.label for item in read]
+        assert batch.targets.dtype == torch.int64
         assert len(batch.clips) == len(read)
-        assert batch.clips.device.type == batch.labels.device.type == device.type
+        assert batch.clips.device.type == batch.targets.device.type == device.type
         assert batch.clips.dtype == torch.float32
         if read:
             assert batch.clips.shape == (len(read), 3, 4, 8, 8)
@@ -337,7 +337,7 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
         assert set(indices) == set(range(7))
         assert sum(len(item.unreadable) for batch in epoch for item in batch.items) == 1
     assert [item.index for batch in alone[8:] for item in batch.items] == list(range(8))
-    assert [len(batch.labels) for batch in alone[8:]] == [3, 3, 1]
+    assert [len(batch.targets) for batch in alone[8:]] == [3, 3, 1]
 
 
 def test_the_ranks_together_see_the_clips_of_one(folder: Path) -> None:
@@ -366,7 +366,7 @@ def test_several_clips_of_a_video_in_a_batch(folder: Path) -> None:
     assert len(alone) == 8
     for batch in alone:
         assert len(batch.clips) == len(batch.items) == 2
-        assert batch.labels.tolist() == [item.index for item in batch.items]
+        assert batch.targets.tolist() == [item.index for item in batch.items]
         assert batch.items[0].index == batch.items[1].index
         assert not torch.equal(batch.clips[0], batch.clips[1])
         expected = torch.cat([reference(item) for item in batch.items])

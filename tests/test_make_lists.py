@@ -346,6 +346,7 @@ def split_tree(*folders, classes=("run", "jump"), videos=(1, 2)):
         (split_tree("train/videos", "val/videos"), (4, 4, 0)),
         (split_tree("train/train_videos", "val/val_videos"), (4, 4, 0)),
         (["run/train/1.mp4", "run/test/2.mp4", "jump/train/1.mp4", "jump/val/2.mp4"], (2, 1, 1)),
+        (split_tree("disk1/train", "disk1/val", "disk2/train", "disk2/val"), (8, 8, 0)),
         (["run/Training/1.mp4", "jump/Training/1.mp4", "jump/Testing/2.mp4"], (2, 0, 1)),
         (split_tree("dataset"), (2, 2, 0)),
         ([*split_tree("videos/dataset"), "videos/intro.mp4"], (2, 2, 0)),

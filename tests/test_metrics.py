@@ -55,11 +55,16 @@ def test_meter_over_batches_of_different_sizes() -> None:
 
 
 def test_a_known_loss_is_a_mean_over_its_batch() -> None:
-    meter = metrics(4)
+    meter = metrics(6)
     for places, loss in (([0, 1, 0], 2.0), ([1], 6.0)):
         logits, labels = ranked(places, 6)
         meter.update(logits.requires_grad_(), labels, torch.tensor(loss, requires_grad=True))
-    assert meter.compute() == {"loss": 3.0, "top1_error": 50.0, "top5_error": pytest.approx(math.nan, nan_ok=True), "clips": 4}
+    assert meter.compute() == {
+        "loss": 3.0,
+        "top1_error": 50.0,
+        "top5_error": pytest.approx(math.nan, nan_ok=True),
+        "clips": 4,
+    }
     assert not meter.state.requires_grad
 
 

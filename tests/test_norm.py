@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,9 +23,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from video_gn.config import ModelConfig, parse_config
 from video_gn.errors import UserError
-from video_gn.norm import NORMS, GroupNorm, norm_factory, normalize
+from video_gn.models import build_model
+from video_gn.models.resnet import ResNet
+from video_gn.norm import NORMS, GroupNorm, NormFactory, NormOptions, norm_factory, normalize
+from video_gn.norm.batch_renorm import BatchRenorm
+from video_gn.norm.roles import precise_norms, running_statistics, stateful_norms
 
+ROOT = Path(__file__).resolve().parent.parent
+FACTORIES = {name: partial(norm_factory, name, groups=2) for name in NORMS}
 EPS = 1e-5
 IMAGES, CLIPS = (3, 12, 5, 7), (2, 12, 3, 5, 7)
 BOTH = pytest.mark.parametrize("shape", [IMAGES, CLIPS], ids=["images", "clips"])
@@ -580,6 +595,80 @@ def test_a_backward_hook_sees_the_norms_gradient(name: str, register: str) -> No
     assert torch.equal(seen[0], expected)
 
 
+# Roles
+
+
+def test_which_norms_have_running_statistics() -> None:
+    statistics = {name: [*running_statistics(make()(4))] for name, make in FACTORIES.items()}
+    moments = ["running_mean", "running_var"]
+    assert statistics == {name: moments if name in ("bn", "sync_bn", "brn") else [] for name in NORMS}
+    model = nn.Sequential(*(make()(4) for make in FACTORIES.values()))
+    names = dict(zip(model, FACTORIES, strict=True))
+    assert [names[norm] for norm in stateful_norms(model)] == ["bn", "sync_bn", "brn"]
+    assert [names[norm] for norm in precise_norms(model)] == [
+        "bn",
+        "sync_bn",
+    ]  # r and d of brn are trained with its own
+    model[0].eval()  # frozen
+    assert [names[norm] for norm in stateful_norms(model)] == ["sync_bn", "brn"]
+    model.eval()  # nothing is frozen: the network is in evaluation mode
+    assert [names[norm] for norm in stateful_norms(model)] == ["bn", "sync_bn", "brn"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "stateful", "precise"),
+    [
+        (nn.BatchNorm3d(4), True, True),
+        (nn.SyncBatchNorm(4), True, True),
+        (nn.BatchNorm3d(4, track_running_stats=False), False, False),
+        (nn.InstanceNorm3d(4, track_running_stats=True), True, False),  # a mean of clips' variances
+        (nn.InstanceNorm3d(4), False, False),
+        (nn.Conv3d(4, 4, 1), False, False),
+    ],
+    ids=str,
+)
+def test_roles_of_pytorchs_layers(layer: nn.Module, stateful: bool, precise: bool) -> None:
+    assert (stateful_norms(layer) == [layer], precise_norms(layer) == [layer]) == (stateful, precise)
+
+
+class Toy(nn.Module):
+    """A norm of running statistics alone; what it gives depends on how often it was run."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_square", torch.ones(channels))
+        self.register_buffer("updates", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_square.lerp_(x.detach().square().mean((0, 2, 3, 4)), 0.1)  # type: ignore[operator]
+            self.updates.add_(1)  # type: ignore[operator]
+        return x * (self.running_square + 1).rsqrt().view(-1, 1, 1, 1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("norm", "compiled"),
+    [(Toy, False), (norm_factory("brn", brn_warmup=0, brn_ramp=2), False), (Toy, True)],
+    ids=["toy", "brn", "toy compiled"],
+)
+def test_a_block_that_runs_again_begins_with_the_same_statistics(norm: NormFactory, compiled: bool) -> None:
+    """Statistics, counts and gradients are those of a network that keeps its activations, to the last bit."""
+    torch.manual_seed(0)
+    kept = ResNet(4, norm, blocks=(1, 1, 1, 1), width=4, dropout=0, stem="sparse").double()
+    again = copy.deepcopy(kept)
+    again.checkpoint_stages = ("res2", "res4")
+    run_again = torch.compile(again, backend="aot_eager") if compiled else again
+    for step in range(2):
+        x = (1 + step) * torch.randn(2, 3, 4, 48, 48).double()
+        for net in (kept, run_again):
+            net(x).square().sum().backward()
+    tolerance = 1e-9 if compiled else 0
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, kept.state_dict()[name], atol=tolerance, rtol=tolerance, msg=name)
+    for one, other in zip(again.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=tolerance, rtol=tolerance)
+
+
 # What the fused kernels take
 
 
@@ -620,6 +709,36 @@ def test_names() -> None:
     for name in NORMS.keys() - {"none"}:
         assert norm_factory(name)(32).eps == EPS
     assert norm_factory("gn")(64).num_groups == 32
+
+
+def test_options_have_one_default() -> None:
+    """Those of `NormOptions`, in the config's keys, the classes and the document."""
+    defaults = asdict(NormOptions())
+    assert {key: ModelConfig.model_fields[key].default for key in defaults} == defaults
+    norm = BatchRenorm(4)
+    assert {f"brn_{key}": getattr(norm, key) for key in ("r_max", "d_max", "warmup", "ramp")} == {
+        key: value for key, value in defaults.items() if key.startswith("brn_")
+    }
+    rows = re.findall(r"^\| `model\.(\w+)` \| (\S+) \|", (ROOT / "docs" / "norms.md").read_text("utf-8"), re.MULTILINE)
+    assert {key: yaml.safe_load(value) for key, value in rows} == defaults
+
+
+def test_the_document_has_every_norm() -> None:
+    table = (ROOT / "docs" / "norms.md").read_text("utf-8").partition("## Equations")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(NORMS)
+
+
+def test_names_and_options_need_no_torch() -> None:
+    code = "import sys, video_gn.config, video_gn.norm; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_norm_that_the_table_gets_later_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="model.norm: 'toy' is not known; choose one of bn, .*, none$"):
+        parse_config({"output_dir": "x"}, ["model.norm=toy"])
+    monkeypatch.setitem(NORMS, "toy", lambda options: lambda channels: nn.GroupNorm(options.groups, channels))
+    config = parse_config({"output_dir": "x"}, ["model.norm=toy", "model.groups=2", "model.width=4"])
+    assert build_model(config.model).stem.norm.num_groups == 2  # type: ignore[union-attr]
 
 
 def test_none_and_unknown() -> None:

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import HANG, session, wait_until
-from tests.test_decode import numbered, numbers, write
+from tests.test_decode import _shape_pixels, _turn, numbered, numbers, shaded, write
 from video_gn.data import prepare
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, read_list
@@ -494,3 +494,29 @@ def test_real_videos(shared_data, tmp_path, name, short_side, size):
             old = old.permute(0, 2, 3, 1)
         assert (old - new).abs().mean() < 5
         assert (old.mean((1, 2)) - new.mean((1, 2))).abs().max() < 3  # of each colour in each frame: no other range
+
+
+# ---- displayed pixels ----
+
+
+@pytest.mark.parametrize(
+    ("matrix", "ratio", "size", "change"),
+    [
+        ((-1, 0, 0, 1), (1, 1), (64, 96), lambda x: x[:, ::-1]),
+        ((0, 1, 1, 0), (1, 1), (96, 64), lambda x: x.transpose(1, 0, 2)),
+        ((1, 0, 0, 1), (3, 2), (64, 144), lambda x: shaded(64, 144)),  # 96 pixels 3:2
+        ((0, -1, 1, 0), (2, 1), (192, 64), lambda x: np.rot90(shaded(64, 192))),
+        ((0, 0, 0, 0), (1, 1000), (64, 96), lambda x: x),
+    ],
+)
+def test_orientation_and_ratio_are_baked_in(tmp_path, matrix, ratio, size, change):
+    path = _shape_pixels(tmp_path / "video.mp4", ratio)
+    _turn(path, *matrix)
+    row = encode_video(str(path), tmp_path / "out.mp4", 256)
+    assert (row["height"], row["width"]) == size
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        assert (frame.height, frame.width) == size and stream.sample_aspect_ratio in (None, 1)  # square
+        assert not len(frame.side_data) or "DISPLAYMATRIX" not in frame.side_data
+        assert np.abs(frame.to_ndarray(format="rgb24").astype(float) - change(shaded())).mean() < 4

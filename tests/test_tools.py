@@ -9,21 +9,42 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import HANG
 from tests.test_train import tool
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 
 
+ALL_HELP = """
+import contextlib, io, json, runpy, sys
+shown = {}
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            code = runpy.run_path(f"tools/{name}", run_name="__main__") and None
+        except SystemExit as end:
+            code = end.code
+    shown[name] = [code, text.getvalue(), sorted({"torch", "numpy", "av"} & set(sys.modules))]
+print(json.dumps(shown))
+"""
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, list]:
+    """Exit code, text and heavy imports of each tool's help: of one process for all."""
+    command = [sys.executable, "-c", ALL_HELP, *TOOLS]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=HANG)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("name", TOOLS)
-def test_help_has_an_example_and_imports_no_torch(name):
-    done = tool(f"tools/{name}", "--help")
-    assert done.returncode == 0
-    assert f"python tools/{name}" in done.stdout
-    assert "exit codes" in done.stdout
-    code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_path('tools/{name}', run_name='__main__')\n"
-    code += "except SystemExit: pass\nassert not {'torch', 'numpy', 'av'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+def test_help_has_an_example_and_imports_no_torch(shown, name):
+    code, text, heavy = shown[name]
+    assert (code, heavy) == (0, [])
+    assert f"python tools/{name}" in text
+    assert "exit codes" in text
 
 
 def test_model_info():

@@ -194,10 +194,11 @@ def test_gn_does_not_depend_on_how_a_global_batch_is_cut(trained, tmp_path, vide
         torch.testing.assert_close(a, weights(other)[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("norm", ["gn", "bn"])
+@pytest.mark.parametrize("norm", ["gn", "bn", "brn"])
 def test_checkpointing_activations_changes_nothing(tmp_path, videos, norm):
-    """Not a bit, and Batch Norm's running statistics and counts do not see the pass that is run again."""
-    change = [f"model.norm={norm}", "train.epochs=1", "train.precise_bn_batches=0"]
+    """Not a bit, and running statistics and counts do not see the pass that is run again; brn's outputs need them."""
+    change = [f"model.norm={norm}", "model.brn_warmup=0", "model.brn_ramp=4"]
+    change += ["train.epochs=1", "train.precise_bn_batches=0"]
     kept = run(tiny(tmp_path, videos, *change))
     (tmp_path / "other").mkdir()
     again = run(tiny(tmp_path / "other", videos, *change, "train.checkpoint_stages=[res2, res4]"))

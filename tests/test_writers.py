@@ -185,7 +185,13 @@ def test_lines_that_are_no_records_are_named_and_left_out(tmp_path: Path, capsys
         for step in (1, 2, 3, 4):
             writers.write("train", step, step / 4, {"train/loss": 1.0})
     good = path.read_bytes().splitlines(keepends=True)
-    bad = [b'\xff\xfe{"step"\n', b"[]\n", b'{"kind": "epoch"}\n', b"1e999999\n", b"[" * 10_000 + b"\n"]
+    bad = [
+        b'\xff\xfe{"step"\n',
+        b"[]\n",
+        b'{"kind": "epoch"}\n',
+        b'{"kind": "epoch", "step": 1, "epoch": 1, "val/loss": "x"}\n',
+        b"[" * 10_000 + b"\n",
+    ]
     path.write_bytes(b"".join([good[0], *bad, *good[1:], b'{"kind": "tr']))
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
     assert capsys.readouterr().err == f"warning: {path}: 5 lines are not records and left out, line 2 first\n"

@@ -280,11 +280,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.train.checkpoint_stages and self.model.norm == "brn":
-            raise ValueError(
-                "train.checkpoint_stages: norm brn depends on earlier micro-batches, so nothing can run again; "
-                "leave it empty"
-            )
         if self.train.clips_per_gpu % self.data.clips_per_video:
             raise ValueError(
                 f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "

@@ -657,16 +657,20 @@ def loading(config: Config, ranks: int, height: int, width: int, num_frames: int
     """What workers take for videos of one size. While a training run evaluates, it has two loaders, 2 batches ahead."""
     import numpy as np
 
-    from video_gn.data.augment import cut, eval_views
+    from video_gn.data.augment import area_reduction, cut, eval_views, reduction
     from video_gn.data.sampling import clip_indices, uniform_starts
 
     data, test = config.data, config.test
     clip_frames = 1 if data.stride == 0 else min(data.frames, num_frames)
-    side = min(height, width) * data.crop / data.short_side[0]
-    clip = clip_frames * 3 * (height * width if data.area is not None else int(side * side))
+    if data.area is not None:
+        clip = clip_frames * 3 * height * width // area_reduction(height, width, data.crop, data.area) ** 2
+    else:
+        side = min(height, width) * data.crop / data.short_side[0] / reduction(height, width, data.short_side[1])
+        clip = clip_frames * 3 * int(side * side)
     starts = uniform_starts(num_frames, data.frames, data.stride, test.clips, test.clip_starts)
     wanted = np.unique([clip_indices(start, data.frames, data.stride, num_frames) for start in starts])
-    (_, _, box_height, box_width), _ = cut(eval_views(test.views, height, width, data.crop, test.short_side))
+    k = reduction(height, width, test.short_side)
+    (_, _, box_height, box_width), _ = cut(eval_views(test.views, height // k, width // k, data.crop, test.short_side))
     clips = 2 * data.workers * 2 * config.train.clips_per_gpu
     shared = max(clips * clip, data.workers * len(wanted) * 3 * box_height * box_width)
     return Loading(ranks, data.workers, ranks * shared, 256 + clips, about)

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
 from video_gn.data.augment import Box, eval_views, gather_clips, render
-from video_gn.data.dataset import Clips, read_clips
+from video_gn.data.dataset import Clips, read_clips, read_uniform_clips
 from video_gn.data.decode import VideoReader, check_decoder, open_video
+from video_gn.data.display import Crop
 from video_gn.data.images import ImageReader
-from video_gn.data.sampling import uniform_starts
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
 from video_gn.engine.test import score_video
@@ -135,10 +135,10 @@ class Classifier:
     @torch.inference_mode()
     def scores(self, video: Video) -> np.ndarray:
         """Mean softmax over the clips and views of the test: float32 (K,). Raises as `predict`."""
-        data, test = self.config.data, self.config.test
+        test = self.config.test
         with self.open(video) as reader:
-            starts = uniform_starts(reader.num_frames, data.frames, data.stride, test.clips, test.clip_starts)
-            item, _ = self._clips(reader, starts, test.views)
+            spec = clip_spec(self.config)
+            item = read_uniform_clips(reader, test.clips, test.clip_starts, spec, test.views, test.short_side)
         return self._softmax(item).mean(0).cpu().numpy()
 
     @torch.inference_mode()
@@ -271,9 +271,9 @@ class FramesReader(VideoReader):
         self._frames = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
         self.num_frames, self.height, self.width = shape[:3]
 
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         for target, index in zip(out, indices, strict=True):
-            target[:] = self._frames[index][box]
+            target[:] = crop(self._frames[index])
 
     def close(self) -> None:
         pass

@@ -19,7 +19,7 @@ from video_gn.benchmark.common import Call, Sample, Samples, Table, host_sample,
 from video_gn.distributed.precision import autocast
 from video_gn.distributed.world import world
 from video_gn.models.resnet import Bottleneck, ResNet, Stem
-from video_gn.norm import norm_factory, normalize
+from video_gn.norm import NormOptions, norm_factory, normalize
 
 PASSES = {"norm": (3, 5), "norm + ReLU": (3, 5), "norm + add + ReLU": (4, 7)}
 """Passes over a tensor of x's size, forward and backward, of kernels that fuse all and keep nothing on the chip.
@@ -121,7 +121,9 @@ def _as_one_would_write_it(norm: nn.Module, x: Tensor, *, relu: bool, residual: 
 
 ALTERNATIVES = {
     "ours": Alternative(norm_factory("gn"), normalize, torch.channels_last_3d),
-    "nn.GroupNorm, contiguous": Alternative(partial(nn.GroupNorm, 32), _as_one_would_write_it, torch.contiguous_format),
+    "nn.GroupNorm, contiguous": Alternative(
+        partial(nn.GroupNorm, NormOptions.groups), _as_one_would_write_it, torch.contiguous_format
+    ),
     "BN, channels last": Alternative(norm_factory("bn"), normalize, torch.channels_last_3d),
 }
 

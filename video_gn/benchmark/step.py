@@ -15,7 +15,7 @@ from video_gn.benchmark.common import Table, measure, skip
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.distributed.world import world
 from video_gn.models.resnet import ResNet
-from video_gn.norm import NormFactory, norm_factory
+from video_gn.norm import NormFactory, NormOptions, norm_factory
 
 STEPS = 5  # in a timing, on a GPU
 
@@ -42,7 +42,8 @@ def _table(clips: int, frames: int, crop: int, width: int, place: torch.device, 
         return i3d_r50(stem_dim_out=width, head_pool_kernel_size=last_map, **strides)
 
     gn, bn, plain = (
-        partial(ours, norm) for norm in (norm_factory("gn"), norm_factory("bn"), partial(nn.GroupNorm, 32))
+        partial(ours, norm)
+        for norm in (norm_factory("gn"), norm_factory("bn"), partial(nn.GroupNorm, NormOptions.groups))
     )
     last, contiguous = torch.channels_last_3d, torch.contiguous_format
     nets = {

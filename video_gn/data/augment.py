@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FRAMES_AT_ONCE = 32
+SMALLEST_ASPECT = 3 / 4
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width), pixels."""
@@ -29,6 +30,21 @@ class View:
     height: int
     width: int
     flip: bool = False
+
+
+def reduction(height: int, width: int, short_side: int) -> int:
+    """Return k: k x k pixels of a frame become their mean before it is scaled to `short_side`; 1 below twice that.
+
+    k is the largest whole factor that leaves the frame at least as large as it is wanted. So what is held of a video
+    is bounded by the views: less than 2 x 2 pixels for each of theirs.
+    """
+    return max(1, min(height, width) // short_side)
+
+
+def area_reduction(height: int, width: int, crop: int, area: tuple[float, float]) -> int:
+    """Return k as `reduction`, for the smallest window that `random_area_view` may draw: none is enlarged by it."""
+    smallest = min(math.sqrt(area[0] * height * width * SMALLEST_ASPECT), height, width)
+    return max(1, int(smallest // crop))
 
 
 def random_view(
@@ -54,7 +70,7 @@ def random_area_view(
     """
     for _ in range(10):
         pixels = rng.uniform(*area) * height * width
-        aspect = rng.uniform(3 / 4, 4 / 3)
+        aspect = rng.uniform(SMALLEST_ASPECT, 1 / SMALLEST_ASPECT)
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if rng.random() < 0.5:
             w, h = h, w
@@ -125,6 +141,14 @@ def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -
         corners = [(k * down, k * right) for k in range(3)]
         side = short_side
     return [View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners]
+
+
+def scaled(view: View, down: float, right: float) -> View:
+    """Return the view in whole pixels of a frame whose height is `down` times and width `right` times as large."""
+    top, left, height, width = view.box
+    box_top, box_left = round(top * down), round(left * right)
+    bottom, box_right = round((top + height) * down), round((left + width) * right)
+    return replace(view, box=(box_top, box_left, max(bottom - box_top, 1), max(box_right - box_left, 1)))
 
 
 def cut(views: Sequence[View]) -> tuple[Box, list[View]]:

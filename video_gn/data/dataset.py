@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from video_gn.data.augment import Box, Colour, View, cut, eval_views, random_area_view, random_colour, random_view
-from video_gn.data.decode import VideoError, VideoReader, open_video
+from video_gn.data.augment import (
+    Box,
+    Colour,
+    View,
+    area_reduction,
+    cut,
+    eval_views,
+    random_area_view,
+    random_colour,
+    random_view,
+    reduction,
+    scaled,
+)
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
@@ -95,13 +107,26 @@ class _Videos(Dataset[Clips]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _random_clips(self, index: int, rng: np.random.Generator, numbers: Sequence[int] = (0,)) -> list[Clips]:
-        """Of the clips that `rng` draws in turn, those of these numbers: training augmentation, one decode."""
+    def _random_clips(self, index: int, key: tuple[int, ...], numbers: Sequence[int] = (0,)) -> list[Clips]:
+        """Return the clips of these numbers, of those that the key's generator draws in turn: one decode.
+
+        Where reading proves the number of frames wrong, each clip is on its own, so that it does not depend on those
+        that are read with it: if its own frames prove that, it is drawn again, from the same key and the right number.
+        """
         with self._open(index) as video:
-            drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
-            chosen = [drawn[number] for number in numbers]
-            wanted = np.unique([indices for indices, _, _ in chosen])
-            frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen])
+            try:
+                return self._read_random(video, index, key, numbers)
+            except CountCorrected:
+                if len(numbers) == 1:
+                    return self._read_random(video, index, key, numbers)
+        return [clips for number in numbers for clips in self._random_clips(index, key, [number])]
+
+    def _read_random(self, video: VideoReader, index: int, key: tuple[int, ...], numbers: Sequence[int]) -> list[Clips]:
+        rng = keyed_rng(*key)
+        drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
+        chosen = [drawn[number] for number in numbers]
+        wanted = np.unique([indices for indices, _, _ in chosen])
+        frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
         label = self.records[index].label
         return [
             Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
@@ -119,6 +144,14 @@ class _Videos(Dataset[Clips]):
         colour = random_colour(spec.colour_jitter, spec.lighting, rng)
         return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
 
+    def _reduction(self, video: VideoReader) -> int:
+        """Of the frames in training: for the largest scale that may be drawn, so that all clips of a video share it."""
+        if isinstance(video, ImageReader):
+            return 1  # it shrinks by itself
+        if self.spec.area is None:
+            return reduction(video.height, video.width, self.spec.short_side[1])
+        return area_reduction(video.height, video.width, self.spec.crop, self.spec.area)
+
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         no_clips = np.empty((0, self.spec.frames), dtype=np.int64)
@@ -133,8 +166,9 @@ class TrainClips(_Videos):
     positions (k divides M) meet M videos, each once and in k clips; the next k epochs leave out another N - M.
 
     Start, scale, crop, flip and colour are drawn for each clip anew, as a function of (seed, e // k, video index, clip
-    number) alone, so another number of ranks or workers sees the same clips. An unreadable video's slot, with all its
-    clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
+    number) only, so another number of ranks or workers sees the same clips. A clip whose frames prove the video's
+    number of frames wrong is drawn again, from the same key and the right number. An unreadable video's slot, with all
+    its clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
     """
 
     def __init__(
@@ -171,7 +205,7 @@ class TrainClips(_Videos):
         while len(errors) <= self.max_unreadable:
             index = int(order[(slot + len(errors)) % len(order)])
             try:
-                first, *others = self._random_clips(index, keyed_rng(self.seed, TRAIN, cycle, index), numbers)
+                first, *others = self._random_clips(index, (self.seed, TRAIN, cycle, index), numbers)
                 return [replace(first, unreadable=tuple(errors)), *others]
             except VideoError as error:
                 errors.append(error)
@@ -188,7 +222,7 @@ class ValClips(_Videos):
 
     def __getitem__(self, index: int) -> Clips:
         try:
-            return self._random_clips(index, keyed_rng(self.seed, VAL, index))[0]
+            return self._random_clips(index, (self.seed, VAL, index))[0]
         except VideoError as error:
             return self._nothing(index, [error])
 
@@ -215,19 +249,35 @@ class TestClips(_Videos):
         self.short_side = short_side
 
     def __getitem__(self, index: int) -> Clips:
-        spec, label = self.spec, self.records[index].label
         try:
             with self._open(index) as video:
-                starts = uniform_starts(video.num_frames, spec.frames, spec.stride, self.clips, self.clip_starts)
-                clips, _ = read_clips(video, starts, spec, self.views, self.short_side)
+                clips = read_uniform_clips(video, self.clips, self.clip_starts, self.spec, self.views, self.short_side)
         except VideoError as error:
             return self._nothing(index, [error])
-        return replace(clips, index=index, label=label)
+        return replace(clips, index=index, label=self.records[index].label)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
     """Open a video; with `decoder` "image", an image. Raises as `open_video`."""
     return ImageReader(path) if decoder == "image" else open_video(path, decoder)
+
+
+def read_uniform_clips(
+    video: VideoReader, clips: int, clip_starts: str, spec: ClipSpec, kind: str, short_side: int
+) -> Clips:
+    """Read the test clips of a video; where reading proves its number of frames wrong, those of the right number.
+
+    Raises VideoError where a frame cannot be read.
+    """
+
+    def read() -> Clips:
+        starts = uniform_starts(video.num_frames, spec.frames, spec.stride, clips, clip_starts)
+        return read_clips(video, starts, spec, kind, short_side)[0]
+
+    try:
+        return read()
+    except CountCorrected:
+        return read()
 
 
 def read_clips(
@@ -243,17 +293,23 @@ def read_clips(
     """
     indices = [clip_indices(start, spec.frames, spec.stride, video.num_frames) for start in starts]
     unique, positions = np.unique(indices, return_inverse=True)
+    k = 1 if isinstance(video, ImageReader) else reduction(video.height, video.width, short_side)
     views = eval_views(kind, video.height, video.width, spec.crop, short_side)
-    frames, views, box = _read(video, unique.tolist(), views)
+    frames, views, box = _read(video, unique.tolist(), views, k)
     return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
 
 
-def _read(video: VideoReader, indices: list[int], views: list[View]) -> tuple[Tensor, list[View], Box]:
-    """The frames, cut to what the views enclose; the views relative to that; the rectangle that is left."""
+def _read(video: VideoReader, indices: list[int], views: list[View], k: int) -> tuple[Tensor, list[View], Box]:
+    """Read frames, cut to what the views enclose and reduced by k.
+
+    Returns:
+        The frames; the views relative to them; the rectangle of the source frame that the views enclose.
+    """
     if isinstance(video, ImageReader):
         views = video.shrink(views)
-    box, views = cut(views)
-    return video.read(indices, box), views, box
+    source, _ = cut(views)
+    box, views = cut([scaled(view, 1 / k, 1 / k) for view in views])
+    return video.read(indices, box, k) if k > 1 else video.read(indices, box), views, source
 
 
 def _part(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from video_gn.data.augment import Box, View
+from video_gn.data.augment import View, scaled
 from video_gn.data.decode import VideoError, VideoReader
+from video_gn.data.display import Crop
 from video_gn.data.lists import Record
 from video_gn.errors import UserError
 
@@ -75,6 +75,34 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Convert an image of any of Pillow's modes to uint8 RGB (height, width, 3).
+
+    16-bit gray (I;16 and its variants, and I, which 16-bit PGM files are read as) is scaled by 255 / 65535 and rounded.
+    Opacity is left out, as torchvision does: the color of a transparent pixel is the one that is stored.
+
+    Raises:
+        ValueError: its values have no range that is known (F; I outside 0 to 65535), or Pillow cannot convert the mode.
+    """
+    mode = image.mode
+    if mode == "F":
+        raise ValueError("image of floating-point numbers (mode F), whose black and white are not known")
+    if mode == "I" or mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"image of 32-bit numbers (mode I) from {levels.min()} to {levels.max()}, not 0 to 65535")
+        gray = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        return gray[..., None].repeat(3, -1)
+    if mode == "La":  # Pillow knows only this way from premultiplied gray
+        image = image.convert("LA")
+    if mode == "P" and "transparency" in image.info:  # else Pillow warns
+        image = image.convert("RGBA")
+    try:
+        return np.asarray(image.convert("RGB"))
+    except ValueError:
+        raise ValueError(f"image of mode {mode}, which cannot be converted to RGB") from None
+
+
 class ImageReader(VideoReader):
     """An image file as a video of one frame. A JPEG is decoded at 1/2, 1/4 or 1/8 where that suffices for its views."""
 
@@ -96,22 +124,19 @@ class ImageReader(VideoReader):
         """Choose the smallest scale of the JPEG at which no view is enlarged; returns the views at that scale."""
         factor = min(min(v.box[2] / v.height, v.box[3] / v.width) for v in views)
         self._image.draft("RGB", (int(self.width / max(factor, 1)), int(self.height / max(factor, 1))))
-        full = self.width, self.height
+        width, height = self.width, self.height
         self.width, self.height = self._image.size
-        return [replace(view, box=self._scaled(view.box, full)) for view in views]
+        return [scaled(view, self.height / height, self.width / width) for view in views]
 
-    def _scaled(self, box: Box, full: tuple[int, int]) -> Box:
-        x, y = self.width / full[0], self.height / full[1]
-        top, left = round(box[0] * y), round(box[1] * x)
-        bottom, right = round((box[0] + box[2]) * y), round((box[1] + box[3]) * x)
-        return top, left, max(bottom - top, 1), max(right - left, 1)
-
-    def _decode(self, indices: list[int], box: tuple[slice, slice], out: np.ndarray) -> None:
+    def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         try:
-            pixels = np.asarray(self._image.convert("RGB"))
+            self._image.load()
         except Exception as error:
             raise VideoError(self.path, f"damaged image ({_first_line(error)})") from None
-        out[:] = pixels[box]
+        try:
+            out[:] = crop(rgb_pixels(self._image))
+        except ValueError as error:
+            raise VideoError(self.path, f"{error}; save it as 8-bit RGB") from None
 
     def close(self) -> None:
         self._image.close()

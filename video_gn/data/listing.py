@@ -149,6 +149,8 @@ def _warnings(lists: Lists) -> list[str]:
         if listed and absent:
             some = f"{len(absent):,} of {len(lists.classes):,} classes have"
             warnings.append(f"warning: {some} no {what} video: {name_some(absent)}")
+    if len(lists.classes) == 1:
+        warnings.append(f"warning: {lists.classes[0]} is the only class, so there is nothing to learn; add another")
     if not lists.lines["train"]:
         warnings.append("warning: no training video was found, so there is no train.csv")
     return warnings
@@ -192,7 +194,10 @@ def _settings(lists: Lists, out: Path, root: Path) -> str:
     given = [f"{key}={value}" for key, value in values.items() if value is not None and defaults.get(key) != value]
     lines = []
     if held_out is None:
-        lines.append("warning: no video is held out; training needs a data.val_list: give --val a share")
+        lines.append(
+            "warning: no video is held out, and training needs a data.val_list: give --val a share, or add videos: "
+            "a class needs two"
+        )
     elif "val" not in listed and "train" in listed:
         lines.append("no split is for validation: test.csv is set for both, so the monitored error is that of the test")
     return "\n".join([*lines, f"set: {shlex.join(given)}"])

@@ -40,7 +40,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from video_gn.children import end_with_client, kill
-from video_gn.data.decode import VideoError, check_decoder, open_video
+from video_gn.data.decode import CountCorrected, VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
 from video_gn.data.stores import is_url
 from video_gn.errors import UserError
@@ -75,10 +75,14 @@ def encode_video(source: str, target: Path, short_side: int) -> dict[str, Any]:
     with open_video(source) as video:
         status = os.stat(source)
         fps = frame_rate(video.fps)
-        expected = (video.num_frames, *prepared_size(video.height, video.width, short_side))
+        height, width = prepared_size(video.height, video.width, short_side)
         partial = partial_of(target)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, video.frames(), *expected[1:], fps)
+        try:
+            _write(partial, video.frames(), height, width, fps)
+        except CountCorrected:  # now that the number of frames is right
+            _write(partial, video.frames(), height, width, fps)
+        expected = (video.num_frames, height, width)
     with open_video(partial) as written:
         found = (written.num_frames, written.height, written.width)
     if found != expected:
@@ -103,7 +107,10 @@ def check_video(source: str) -> dict[str, Any]:
     Raises VideoError where `source` cannot be read to its end.
     """
     with open_video(source) as video:
-        frames = sum(1 for _ in video.frames())
+        try:
+            frames = sum(1 for _ in video.frames())
+        except CountCorrected:  # now that the number of frames is right
+            frames = sum(1 for _ in video.frames())
         fps = round(float(video.fps), 6) if video.fps else ""
         duration = round(frames / video.fps, 3) if video.fps else ""
         return {"frames": frames, "fps": fps, "width": video.width, "height": video.height, "duration": duration}

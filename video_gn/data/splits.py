@@ -60,6 +60,8 @@ def arrange(paths: Sequence[tuple[str, ...]]) -> Layout:
     A level is one of splits where folders with class folders in them state two different splits by the same other words
     (train_videos and val_videos), or where all of them state one (train, and nothing beside it). Folders around it, or
     around the classes, that have no other beside them do not count: dataset/train/CLASS/video, dataset/CLASS/video.
+    Splits may also be named inside all folders: CLASS/train/video, or PART/train/CLASS/video where all parts share two
+    folders or more in their splits.
 
     Args:
         paths: each video's folders and file name.
@@ -77,8 +79,13 @@ def arrange(paths: Sequence[tuple[str, ...]]) -> Layout:
     if len(names) > 1 and all(len(path) > level + 2 for path in paths if len(path) > level + 1):
         inner = {path[level + 1] for path in paths if len(path) > level + 1}
         splits = _named_alike(inner)
-        if len(set(splits.values())) > 1 and len(splits) == len(inner):  # CLASS/train/video
-            return Layout(level, level + 1, splits)
+        if len(set(splits.values())) > 1 and len(splits) == len(inner):
+            below: dict[str, set[str]] = {name: set() for name in names}  # folders in the splits
+            for path in paths:
+                if len(path) > level + 3:
+                    below[path[level]].add(path[level + 2])
+            is_class = len(set.intersection(*below.values())) < 2  # CLASS/train/video, else PART/train/CLASS/video
+            return Layout(level if is_class else level + 2, level + 1, splits)
     doubtful = next((name for name in names if split_of(name) and _has_folders(paths, level, name)), None)
     return Layout(level, doubtful=doubtful if len(names) > 1 else None)
 

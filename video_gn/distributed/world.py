@@ -19,6 +19,7 @@ from video_gn.distributed.precision import conv3d_hazard
 from video_gn.distributed.rendezvous import FIRST_SUM, HELP, Peers, deadline, facts_of, greeting
 from video_gn.distributed.signals import Stop
 from video_gn.errors import Preempted, UserError
+from video_gn.limits import shortage
 
 T = TypeVar("T")
 
@@ -141,6 +142,9 @@ def world(device: str = "auto", settings: Mapping[str, Any] | None = None) -> It
             peers.tell(error)
             raise
         except RuntimeError as error:
+            if problem := shortage(error):  # NCCL's, whose ranks exchange data through shared memory, too
+                peers.tell(problem)
+                raise problem from None
             if any(text in str(error) for text in ("Connection closed by peer", "Connection reset", "ncclRemoteError")):
                 say(f"{peers.name}: another rank broke off; its own error, further up or on its host, is the cause")
                 time.sleep(5)  # torchrun ends this one meanwhile: a traceback would bury that error

@@ -28,8 +28,8 @@ def update_precise_bn(
     """Set Batch Norm's running statistics to the moments of its inputs in `number` micro-batches per rank, in training.
 
     Mean and biased variance are those of all micro-batches of all ranks pooled, each weighted by its size: the
-    population statistics of Wu & Johnson 2021 (arXiv 2105.07576), which fvcore estimates, and video-nonlocal-net over
-    200 iterations (bn_helper.py). Nothing else in the model changes; without such a norm, nothing is read from `clips`.
+    population statistics of Wu & Johnson 2021 (arXiv 2105.07576), as fvcore estimates them. (video-nonlocal-net takes
+    its statistics over 200 iterations, bn_helper.py.) Nothing else changes; without such a norm, no clip is read.
 
     Args:
         model: put into training mode, unless it is in it. Norms that are in evaluation mode then stay as they are.

@@ -1,7 +1,7 @@
 """Group Norm, Group Norm and ReLU, Group Norm and residual add and ReLU, each as fused Triton kernels.
 
-The torch ops `video_gn::group_norm` and `video_gn::group_norm_backward` (torch.compile and DDP take them whole). What
-they compute, for x of shape (N, C, *) cut into G groups of D = C / G channels, with S pixels a channel:
+The torch ops `video_gn::group_norm` and `video_gn::group_norm_backward` work under torch.compile
+and DDP. They compute, for x of shape (N, C, *) cut into G groups of D = C / G channels, with S pixels per channel:
 
     y = (x - mu) / sigma * gamma + beta      equations 1, 2 and 7, mu and sigma of a sample's group, D * S values
     y = max(y, 0)                            with `relu`
@@ -29,18 +29,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 4096  # values of a tile: 16 a thread
-PROGRAM = 16384  # values at least that a program takes, to be worth its launch
+TILE = 4096  # values per tile: 16 per thread
+PROGRAM = 16384  # minimum of values per program, to be worth its launch
 MAX_SPLITS = 64  # programs down a sample; each reads all their partial sums again
 WARPS = 8
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_GROUP = 8192  # channels; a tile has whole groups
+MAX_GROUP = 8192  # channels; a tile has complete groups
 MAX_BATCH = 65535  # samples: CUDA's limit for the third axis of a grid
 
 
 def supports(x: Tensor, groups: int) -> bool:
-    """Whether the kernels take x: dtype, size and channels of a group (any device that Triton can use)."""
+    """Return whether the kernels accept x: dtype, size and channels of a group (any device that Triton can use)."""
     batch, channels = x.shape[:2]
     if x.dtype not in DTYPES or x.numel() == 0 or batch > MAX_BATCH:
         return False
@@ -49,7 +49,7 @@ def supports(x: Tensor, groups: int) -> bool:
 
 @triton.jit
 def _lanes(block, C, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Channel of each lane of a tile, and whether there is one: a group takes D_PAD lanes, a power of two."""
+    """Return the channel of each lane of a tile, and whether there is one; a group has D_PAD lanes, a power of 2."""
     lane = tl.arange(0, BLOCK_C)
     if D == D_PAD:
         channel = block * BLOCK_C + lane
@@ -62,13 +62,13 @@ def _lanes(block, C, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr
 
 @triton.jit
 def _spread(of_groups, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(groups,) to (BLOCK_C,): each group's value on its lanes."""
+    """Map (groups,) to (BLOCK_C,): each group's value on its lanes."""
     return tl.reshape(tl.broadcast_to(of_groups[:, None], (BLOCK_C // D_PAD, D_PAD)), (BLOCK_C,))
 
 
 @triton.jit
 def _gather(of_lanes, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(BLOCK_C,) to (groups,): the sum over each group's lanes."""
+    """Map (BLOCK_C,) to (groups,): the sum over each group's lanes."""
     return tl.sum(tl.reshape(of_lanes, (BLOCK_C // D_PAD, D_PAD)), 1)
 
 
@@ -77,7 +77,7 @@ def _statistics(
     x_ptr, partial_ptr, N, S, C, G, rows, splits, stride_s, stride_c,
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """partial (2, N, splits, G): mean, and sum of squared distances from it, of a group's pixels in one split."""
+    """Write partial (2, N, splits, G): mean, and sum of squared distances from it, of a group's pixels in one split."""
     block, split, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channel, valid = _lanes(block, C, D, D_PAD, BLOCK_C)
     x_ptr += n.to(tl.int64) * S * C
@@ -122,7 +122,7 @@ def _normalize(
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, SPLITS_PAD: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """y of one split; the first split also writes mean and 1 / sigma, float32 (N, G)."""
+    """Write y of one split; the first split also writes mean and 1 / sigma, float32 (N, G)."""
     block, split, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channel, valid = _lanes(block, C, D, D_PAD, BLOCK_C)
     group = block * (BLOCK_C // D_PAD) + tl.arange(0, BLOCK_C // D_PAD)
@@ -167,7 +167,7 @@ def _gradient_sums(
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dy and of dy * xhat over a split's rows, dy behind the ReLU's mask: (2, N, splits, C).
+    """Write the sums of dy and of dy * xhat over a split's rows, dy behind the ReLU's mask: (2, N, splits, C).
 
     And of gamma times these over a group's channels: (2, N, splits, G). With a residual, its gradient.
     """
@@ -213,7 +213,7 @@ def _gradient_input(
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, SPLITS_PAD: tl.constexpr,
     RELU: tl.constexpr,
 ):  # fmt: skip
-    """dx = (gamma dy - mean(gamma dy) - xhat mean(gamma dy xhat)) / sigma, means over the group."""
+    """Write dx = (gamma dy - mean(gamma dy) - xhat mean(gamma dy xhat)) / sigma, means over the group."""
     block, split, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channel, valid = _lanes(block, C, D, D_PAD, BLOCK_C)
     group = block * (BLOCK_C // D_PAD) + tl.arange(0, BLOCK_C // D_PAD)
@@ -285,7 +285,7 @@ class _Layout:
         return triton.next_power_of_2(self.splits)
 
     def sums(self, x: Tensor, of: int) -> Tensor:
-        """Room for two partial sums of each of `of` groups or channels."""
+        """Return room for two partial sums of each of `of` groups or channels."""
         return torch.empty(2, self.batch, self.splits, of, dtype=torch.float32, device=x.device)
 
 
@@ -294,14 +294,14 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x itself where it is contiguous or channels last, else a copy that is."""
+    """Return x itself where it is contiguous or channels last, else a copy that is."""
     if x.is_contiguous() or _is_channels_last(x):
         return x
     return x.contiguous(memory_format=CHANNELS_LAST.get(x.ndim, torch.contiguous_format))
 
 
 def _like(tensor: Tensor, x: Tensor) -> Tensor:
-    """`tensor` in the memory format of a dense x: the kernels walk all tensors alike."""
+    """Return `tensor` in the memory format of a dense x: the kernels walk all tensors alike."""
     last = CHANNELS_LAST[x.ndim] if _is_channels_last(x) else torch.contiguous_format
     return tensor.contiguous(memory_format=last)
 
@@ -315,7 +315,7 @@ def _like(tensor: Tensor, x: Tensor) -> Tensor:
 def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, in x's shape, dtype and memory format, and each group's mean and 1 / sigma, float32 (N, G).
+    """Return y, in x's shape, dtype and memory format, and each group's mean and 1 / sigma, float32 (N, G).
 
     Args:
         x: (N, C, *), float32, bfloat16 or float16, contiguous or channels last; others are copied.
@@ -355,7 +355,7 @@ def group_norm_backward(
     groups: int,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of (beta, gamma) as (2, C) float32, of the residual (empty without one, and y is None then)."""
+    """Return the gradients of x, of (beta, gamma), (2, C) float32, of the residual (empty where y is None)."""
     x = _dense(x)
     dy = _like(dy, x)
     layout = _Layout.of(x, groups)

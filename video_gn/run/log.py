@@ -75,7 +75,7 @@ class Writers:
     def _show(self, record: dict[str, Any]) -> None:
         values = {name: value for name, value in record.items() if name not in ("kind", "step", "epoch", "time")}
         for name, value in {**values, EPOCH: record["epoch"]}.items():
-            self.tensorboard.add_scalar(name, math.nan if value is None else value, record["step"], record["time"])
+            self.tensorboard.add_scalar(name, math.nan if value is None else value, record["step"], record.get("time"))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -160,14 +160,16 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """Return a line's record; None if it is not one."""
+    """Return a line's record (a kind, and numbers or nulls by name); None if it is not one."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_record = isinstance(record, dict) and isinstance(record.get("kind"), str)
-    numbers = (record.get(name) for name in ("step", "epoch", "time")) if is_record else ()
-    return record if is_record and all(isinstance(number, (int, float)) for number in numbers) else None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    counted = all(isinstance(record.get(name), (int, float)) for name in ("step", "epoch"))
+    numbers = all(value is None or isinstance(value, (int, float)) for name, value in record.items() if name != "kind")
+    return record if counted and numbers else None
 
 
 def read_config(folder: Path) -> Config:
