@@ -20,9 +20,7 @@ def main() -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("list", metavar="LIST", help="list of videos, `path label` a line, relative to data.root")
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on with")
-    parser.add_argument(
-        "--stage", choices=("stem", "res2", "res3", "res4", "res5"), default="res5", help="(default: %(default)s)"
-    )
+    parser.add_argument("--stage", help="a stage of the network, such as res4 (default: the last)")
     parser.add_argument("--per", choices=("clip", "video"), default="clip", help="a row a ... (default: %(default)s)")
     parser.add_argument("--format", choices=("npz", "safetensors"), default="npz", help="(default: %(default)s)")
     parser.add_argument("--shard", type=int, default=512, metavar="N", help="videos a shard (default: %(default)s)")

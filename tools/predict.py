@@ -26,9 +26,7 @@ def main() -> None:
     parser.add_argument("--timeline", action="store_true", help="scores over time, as a PNG and a csv")
     parser.add_argument("--overlay", action="store_true", help="the video with the scores written in")
     parser.add_argument("--gradcam", action="store_true", help="a video of where in space and time the net looks")
-    parser.add_argument(
-        "--layer", choices=("res2", "res3", "res4", "res5"), default="res5", help="of --gradcam (default: %(default)s)"
-    )
+    parser.add_argument("--layer", help="of --gradcam: a stage of the network, such as res4 (default: the last)")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder for files (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
     parser.add_argument(
@@ -41,13 +39,14 @@ def main() -> None:
     from video_gn.inference import load
     from video_gn.predict import predict_videos
 
+    classifier = load(args.checkpoint, args.device, args.set)
     predict_videos(
-        load(args.checkpoint, args.device, args.set),
+        classifier,
         args.videos,
         top=args.top,
         timeline=args.timeline,
         overlay=args.overlay,
-        gradcam=args.layer if args.gradcam else None,
+        gradcam=(args.layer or classifier.model.stages[-1]) if args.gradcam else None,
         out=args.out,
         as_json=args.json,
     )

@@ -44,7 +44,7 @@ from video_gn.engine.datasets import (
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
-from video_gn.models import Network
+from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 
@@ -77,8 +77,7 @@ class Features:
     """What stands in the folder after a run."""
 
     folder: Path
-    channels: int | None
-    """None where no video has features."""
+    channels: int
     videos: int
     listed: int
     unreadable: dict[str, str]
@@ -86,8 +85,7 @@ class Features:
 
     def text(self) -> str:
         """For a person, on stdout."""
-        of_each = "" if self.channels is None else f", {self.channels} features each"
-        return f"{self.folder / INDEX}: {self.videos} of {self.listed} videos{of_each}"
+        return f"{self.folder / INDEX}: {self.videos} of {self.listed} videos, {self.channels} features each"
 
 
 def extract_features(
@@ -95,7 +93,7 @@ def extract_features(
     list_path: str,
     out: str | Path,
     *,
-    stage: str = "res5",
+    stage: str | None = None,
     per: Per = "clip",
     form: Format = "npz",
     videos_per_shard: int = 512,
@@ -126,7 +124,9 @@ def extract_features(
     config = parse_config(state["config"] | listed, overrides, source=str(path))
     with world(config.device, config.model_dump(mode="json") | {"stage": stage, "per": per}) as ranks:
         check_decoder(config.data.decoder)
-        model = _network(path, state, config, stage, ranks)
+        model = load_network(state, config, ranks.device, source=str(path))
+        stage = model.stages[-1] if stage is None else stage
+        channels = _channels(config, stage)
         share_cores(ranks.device, config.data.workers)
         records = ranks.first(lambda: _records(config))
         store = _Store(Path(out), form)
@@ -136,15 +136,13 @@ def extract_features(
         if ranks.is_main and done:
             say(f"{len(done)} of {len(records)} videos are done; going on with the other {len(left)}")
         rows = len(left) * (config.test.clips if per == "clip" else 1)
-        size = 4 * rows * config.model.width * (1 if stage == "stem" else 2 ** int(stage[-1]))  # bytes of float32
-        ranks.first(lambda: check_writable(store.folder, size, ELSEWHERE))
+        ranks.first(lambda: check_writable(store.folder, 4 * rows * channels, ELSEWHERE))  # bytes of float32
         if ranks.is_main:
             warn_of_other_classes(config, state.get("class_names", []))
         extraction = _Extraction(model, config, stage, per, ranks)
         unreadable = extraction.run(left, store, videos_per_shard)
         if not ranks.is_main:
             return None
-    channels = store.channels() if store.rows else None
     result = Features(store.folder, channels, len(store.rows), len(records), unreadable)
     _check_unreadable(result, config)
     return result
@@ -298,10 +296,12 @@ class _Extraction:
         return torch.cat(parts)
 
 
-def _network(path: Path, state: ckpt.Checkpoint, config: Config, stage: str, ranks: World) -> Network:
-    model = load_network(state, config, ranks.device, source=str(path))
-    model.position(stage)
-    return model
+@torch.no_grad()
+def _channels(config: Config, stage: str) -> int:
+    """Return the channels of a stage's output. Raises UserError where there is no such stage."""
+    with torch.device("meta"):  # nothing is computed
+        size = (config.data.frames, config.data.crop, config.data.crop)
+        return build_network(config).eval().run_to(stage, torch.empty(1, 3, *size[-config.dims :])).shape[1]
 
 
 def _records(config: Config) -> list[Record]:
