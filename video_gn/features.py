@@ -200,10 +200,6 @@ class _Store:
         lines.writerows([row.path, row.label, row.shard, row.row, row.clips] for row in self.rows)
         write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
 
-    def channels(self) -> int:
-        """C of the shards."""
-        return read_shard(self.folder / self.rows[0].shard).shape[1]
-
     def _write(self, name: str, features: np.ndarray) -> None:
         """A shard, in one move."""
         with replacing(self.folder / name, ELSEWHERE) as temporary, temporary.open("wb") as file:
