@@ -460,7 +460,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, str]:
             column = "problem" if "problem" in columns else "reason"
             if "path" not in columns or column not in columns:
                 raise UserError(f"{path} has no columns path and problem; give a report of tools/prepare.py --check")
-            return {row["path"]: row[column] for row in table if row[column]}
+            return {row["path"]: row[column] for row in table if row["path"] and row[column]}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the report {path}: {error}; make it with tools/prepare.py --check") from None
 
