@@ -236,6 +236,8 @@ def test_what_workers_take():
     # Testing: 3 workers x 1 video, all 239 frames that are in 30 clips of 8, wherever they repeat.
     frames = {s + 2 * i for k in range(30) for s in [round(k * 284 / 29)] for i in range(8)}
     assert doctor.loading(parse_config(tree), 1, 512, 1000, 300).shared == 3 * len(frames) * 512 * 1000 * 3
+    # 4K: each 8 x 8 pixels become one.
+    assert doctor.loading(parse_config(tree), 1, 2160, 3840, 300).shared == 3 * len(frames) * 270 * 480 * 3
     tree["data"]["workers"] = 0
     assert doctor.loading(parse_config(tree), 1, 512, 1000, 300)[2:4] == (0, 256)
 

@@ -33,18 +33,18 @@ class View:
 
 
 def reduction(height: int, width: int, short_side: int) -> int:
-    """Return k: k x k pixels of a frame become their mean before it is scaled to `short_side`; 1 below twice that.
+    """Return k: k x k pixels of a frame become their mean before it is scaled to `short_side`; 1 up to twice that.
 
-    k is the largest whole factor that leaves the frame at least as large as it is wanted. So what is held of a video
-    is bounded by the views: less than 2 x 2 pixels for each of theirs.
+    k is the largest whole factor that leaves the frame larger than it is wanted. So what is held of a video is bounded
+    by the views: at most 2 x 2 pixels for each of theirs.
     """
-    return max(1, min(height, width) // short_side)
+    return max(1, (min(height, width) - 1) // short_side)
 
 
 def area_reduction(height: int, width: int, crop: int, area: tuple[float, float]) -> int:
     """Return k as `reduction`, for the smallest window that `random_area_view` may draw: none is enlarged by it."""
     smallest = min(math.sqrt(area[0] * height * width * SMALLEST_ASPECT), height, width)
-    return max(1, int(smallest // crop))
+    return max(1, math.ceil(smallest / crop) - 1)
 
 
 def random_view(
