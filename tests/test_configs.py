@@ -64,7 +64,11 @@ def test_the_papers_batches_and_rates(path):
     assert (config.data.frames, config.data.stride, config.train.clips_per_gpu) == (frames, stride, clips)
     for ranks, passes in ((8, 1), (1, 8)):
         plan = plan_batches(config, 234_643, ranks)
-        assert (plan.global_batch, plan.passes, plan.lr) == (8 * clips, passes, pytest.approx(0.01 * clips / 8))
+        assert (plan.global_batch, plan.accumulation_steps, plan.lr) == (
+            8 * clips,
+            passes,
+            pytest.approx(0.01 * clips / 8),
+        )
     assert config.model.norm == path.stem.split("_")[2]
     assert config.output_dir == f"runs/{path.stem}"
 
@@ -77,5 +81,5 @@ def test_the_imagenet_recipe(path):
     assert config.optim.norm_weight_decay == config.optim.weight_decay == 1e-4
     for images in (32, 16, 2):
         plan = plan_batches(load_config(path, [f"train.clips_per_gpu={images}"]), 1_281_167, 8)
-        assert (plan.passes, plan.lr) == (1, pytest.approx(0.1 * images / 32))
+        assert (plan.accumulation_steps, plan.lr) == (1, pytest.approx(0.1 * images / 32))
     assert path.stem == f"{config.model.arch}_{config.model.norm}"

@@ -717,7 +717,12 @@ def test_all_ways_to_read_agree_with_decoding_in_order(shared_data, name, decode
 
 
 def _turned(frame) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    """As displayed: upright, with square pixels."""
+    image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    ratio = frame.sample_aspect_ratio or 1
+    if abs(ratio - 1) < 0.01:
+        return image
+    return np.asarray(Image.fromarray(image).resize((round(image.shape[1] * ratio), image.shape[0]), Image.BILINEAR))
 
 
 def _small(image: np.ndarray) -> np.ndarray:

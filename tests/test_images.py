@@ -375,7 +375,6 @@ def test_config_rules_of_images(tmp_path, tree):
     for change, words in (
         ("data.frames=8", "frames is 8"),
         ("test.views=full", "test.views center"),
-        ("data.kind=videos", "too short for stem"),
     ):
         with pytest.raises(UserError, match=words):
             load_config(tmp_path / "tiny.yaml", [change])

@@ -263,7 +263,7 @@ def test_an_error_of_the_loader_is_not_swallowed() -> None:
         raise RuntimeError("a worker died")
 
     batches = iter(DeviceBatches(broken(), CPU, MEAN, STD))
-    assert len(next(batches).labels) == 3
+    assert len(next(batches).targets) == 3
     with pytest.raises(RuntimeError, match="a worker died"):
         next(batches)
 
@@ -322,7 +322,7 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
     assert [len(batch.items) for batch in alone] == [2] * 8 + [3, 3, 2]
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.clips, other.clips)
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.targets, other.targets)
         reports = [
             [(item.index, [(e.path, e.reason) for e in item.unreadable]) for item in batch.items]
             for batch in (one, other)
@@ -376,7 +376,7 @@ def test_several_clips_of_a_video_in_a_batch(folder: Path) -> None:
     for other in others:
         for one, two in zip(alone, other, strict=True):
             assert torch.equal(one.clips, two.clips)
-            assert torch.equal(one.labels, two.labels)
+            assert torch.equal(one.targets, two.targets)
 
 
 def test_a_training_loader_keeps_its_workers() -> None:

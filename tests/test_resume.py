@@ -97,8 +97,8 @@ def spoil_batch(step: int) -> None:
 
     def patched(self: Trainer, *arguments: Any) -> Any:
         if self.step_done == step:
-            assert self.ahead is not None
-            self.ahead.clips.fill_(torch.inf)
+            assert self.prefetched is not None
+            self.prefetched.clips.fill_(torch.inf)
         return real(self, *arguments)
 
     Trainer.step = patched  # type: ignore[method-assign]
@@ -278,7 +278,7 @@ def test_asked_twice_is_asked_once(tmp_path: Path, videos: Path) -> None:
 
 def test_nothing_else_is_random(tmp_path: Path, videos: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So no generator's state is saved: whatever it is before a step or an evaluation, the run is the same."""
-    for name in ("step", "_end_epoch"):
+    for name in ("step", "end_epoch"):
         real = getattr(Trainer, name)
 
         def scrambled(self: Trainer, *arguments: Any, real: Any = real) -> Any:

@@ -25,6 +25,7 @@ RECORD = '{"kind": "epoch", "step": 5, "epoch": 1.0, "time": 1.8e9, "val/top1_er
 # Another valid value of every key; a key that is added to the config must be added to one of the two.
 FIXED: dict[str, Any] = {
     "seed": 1,
+    "classification.label_smoothing": 0.1,
     "model.arch": "resnet101",
     "model.blocks": [1, 1, 1, 1],
     "model.width": 32,
@@ -61,6 +62,10 @@ FIXED: dict[str, Any] = {
     "optim.norm_weight_decay": 1e-4,
     "optim.body_lr": 0.1,
     "optim.freeze": ["stem", "res2"],
+    "optim.name": "adamw",
+    "optim.betas": (0.9, 0.95),
+    "optim.clip_norm": 1.0,
+    "optim.ema_decay": 0.999,
     "optim.schedule": "cosine",
     "optim.milestones": [41],
     "optim.decay": 0.5,
@@ -162,8 +167,8 @@ def refused(of: Config, lists: dict[str, str] = LISTS) -> str:
 
 
 def test_every_key_is_fixed_or_free() -> None:
-    # data.kind is fixed too, but has no other value that is valid by itself.
-    assert keys() - {"output_dir", "resume", "data.kind"} == FIXED.keys() | FREE.keys()
+    # data.kind and task are fixed too, but have no other value that is valid by itself.
+    assert keys() - {"output_dir", "resume", "data.kind", "task"} == FIXED.keys() | FREE.keys()
     assert not FIXED.keys() & FREE.keys()
 
 

@@ -24,6 +24,7 @@ from video_gn.data.augment import gather_clips, render
 from video_gn.data.lists import read_list
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.distributed.world import world
+from video_gn.engine import state
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.train import Trainer, train
 from video_gn.errors import UserError
@@ -433,14 +434,14 @@ def test_precise_statistics_name_the_videos_that_they_cannot_read(tmp_path, vide
 def test_best_alone_does_not_put_off_the_next_checkpoint(tmp_path, videos, monkeypatch):
     """A run goes on from last.pt."""
     saved = []
-    save = Trainer._save
+    save = state.save
 
     def spy(self, writers, *, last=True, best=False):
         before = self.saved_at
         save(self, writers, last=last, best=best)
         saved.append((last, best, self.saved_at > before))
 
-    monkeypatch.setattr(Trainer, "_save", spy)
+    monkeypatch.setattr(state, "save", spy)
     run(tiny(tmp_path, videos, "checkpoint.every_epochs=5"))
     assert (False, True, False) in saved  # the first epoch's error is the best so far
     assert saved[-1][0] and saved[-1][2]
@@ -467,12 +468,12 @@ def test_a_bad_step_is_not_applied_and_its_videos_are_named(tmp_path, videos, mo
 
         if self.step_done == 2:
             states["before"] = copy()
-            states["videos"] = [self.train_clips.records[item.index].path for item in self.ahead.items]
+            states["videos"] = [self.feed.train_clips.records[item.index].path for item in self.prefetched.items]
             if what == "gradient":
                 fc = self.model.head.fc.weight
                 hook = fc.register_hook(lambda gradient: gradient * math.inf)
             else:
-                self.ahead.clips.fill_(math.inf)
+                self.prefetched.clips.fill_(math.inf)
         done = step(self, passes, epoch, meter)
         if self.step_done == 2:
             states["after"] = copy()

@@ -346,6 +346,11 @@ def _loader(
     )
 
 
+def collate_labels(labels: Sequence[int]) -> Tensor:
+    """Return class labels as int64 (N,)."""
+    return torch.tensor(labels, dtype=torch.int64)
+
+
 class DeviceBatches:
     """Iterates over a loader's batches on the device, one ahead: on a GPU, copy and resize run on a side stream.
 
@@ -360,7 +365,7 @@ class DeviceBatches:
         std: Sequence[float],
         dims: int = 3,
         dtype: torch.dtype = torch.float32,
-        collate: Callable[[Sequence[Any]], Tensor] = torch.tensor,
+        collate: Callable[[Sequence[Any]], Tensor] = collate_labels,
     ) -> None:
         self.loader = loader
         self.dims = dims

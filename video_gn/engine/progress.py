@@ -94,7 +94,7 @@ def summarize(folder: Path, task: Task, step: int, epochs: int, writers: Writers
     records = [record for record in read_log(folder) if record["kind"] == "epoch"]
     found = [record[tag] for record in records if record.get(tag) is not None][-MEDIAN_OF:]
     if not found:
-        say(f"no evaluation has a {name}: no validation video was scored, or the loss was not finite")
+        say(f"no evaluation has an {name}: no validation video was scored, or the loss was not finite")
         return
     median = statistics.median(found)
     writers.write("summary", step, epochs, {f"summary/{tag.replace('/', '_')}_median": median})

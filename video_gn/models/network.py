@@ -40,7 +40,11 @@ class Network(Freezable):
         With `window` None the last map is averaged over all of T, H and W: (N, K). Else the head slides over the map
         with stride 1, its window `window` cells wide and high: (N, locations, K), for fully-convolutional testing.
         """
-        return self.classify(self.run_to(self.stages[-1], x), window)
+        return self.classify(self.features(x), window)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output (N, C, *)."""
+        return self.run_to(self.stages[-1], x)
 
     def run_to(self, stage: str, x: Tensor) -> Tensor:
         """Return the output (N, C, *) of a stage for input x; the stages behind it do not run."""

@@ -28,7 +28,7 @@ class Classification:
     """
 
     name = "classification"
-    monitored = Figure("top1_error", "top-1 error", higher_is_better=False)
+    monitored = Figure("top1_error", "error", higher_is_better=False)
     training = ("loss", "top1_error")
     curves = (
         ("epoch/train_top1_error", "training error (%)"),
