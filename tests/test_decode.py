@@ -703,7 +703,8 @@ def test_backends_agree_on_real_videos(shared_data, name) -> None:
 def test_all_ways_to_read_agree_with_decoding_in_order(shared_data, name, decoder) -> None:
     """frames(), read() of all and of some, each by a reader that knows nothing yet."""
     with av.open(str(shared_data / name)) as container:
-        truth = [_small(_turned(frame)) for frame in container.decode(video=0)]
+        ratio = container.streams.video[0].sample_aspect_ratio or 1
+        truth = [_small(_displayed(frame, ratio)) for frame in container.decode(video=0)]
     n = len(truth)
     with open_video(shared_data / name, decoder) as video:
         assert video.num_frames == n
@@ -716,10 +717,9 @@ def test_all_ways_to_read_agree_with_decoding_in_order(shared_data, name, decode
         assert all(map(_alike, frames, [truth[i] for i in indices])), indices
 
 
-def _turned(frame) -> np.ndarray:
+def _displayed(frame, ratio) -> np.ndarray:
     """As displayed: upright, with square pixels."""
     image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-    ratio = frame.sample_aspect_ratio or 1
     if abs(ratio - 1) < 0.01:
         return image
     return np.asarray(Image.fromarray(image).resize((round(image.shape[1] * ratio), image.shape[0]), Image.BILINEAR))

@@ -235,7 +235,7 @@ def load(
     return Classifier(model, config, names, place)
 
 
-def gradcam(network: Network, clips: Tensor, label: int, stage: str) -> Tensor:
+def gradcam(network: Network, clips: Tensor, label: int, stage: str | None = None) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) in space and time.
 
     The channels A_c of the stage's output, weighted by the gradient of the class's logit y,
@@ -243,10 +243,12 @@ def gradcam(network: Network, clips: Tensor, label: int, stage: str) -> Tensor:
 
     Args:
         clips: float (N, 3, T, H, W), normalized.
+        stage: of the network; by default the last.
 
     Returns:
         float32 (N, t, h, w) in the resolution of the stage's output.
     """
+    stage = network.stages[-1] if stage is None else stage
     with torch.no_grad():  # nothing before this stage is kept for the gradient
         output = network.run_to(stage, clips)
     with torch.enable_grad():

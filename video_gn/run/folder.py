@@ -155,9 +155,8 @@ def _check_same_experiment(folder: Path, old: Config, new: Config) -> None:
 
 def _is_fixed(key: str) -> bool:
     counted = {"train.clips_per_gpu", "train.global_batch", "seed"}  # they say what a step number means
-    return (
-        key.split(".")[0] in {"classification", "model", "data", "optim"} and key not in FREE_TO_CHANGE
-    ) or key in counted
+    sections = {"task", "classification", "model", "data", "optim"}
+    return (key.split(".")[0] in sections and key not in FREE_TO_CHANGE) or key in counted
 
 
 def environment() -> dict[str, object]:
