@@ -520,3 +520,13 @@ def test_orientation_and_ratio_are_baked_in(tmp_path, matrix, ratio, size, chang
         assert (frame.height, frame.width) == size and stream.sample_aspect_ratio in (None, 1)  # square
         assert not len(frame.side_data) or "DISPLAYMATRIX" not in frame.side_data
         assert np.abs(frame.to_ndarray(format="rgb24").astype(float) - change(shaded())).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["t" * 251 + ".mp4", "ü" * 126 + ".ts"])
+def test_names_of_255_bytes_get_temporary_and_prepared_ones_that_fit(name: str) -> None:
+    (video,) = prepare.plan([Record(f"a/{name}", 0)], "videos")
+    target = Path("out") / video.path
+    assert target.parent == Path("out/a") and target.suffix == ".mp4"
+    for path in (target, prepare.partial_of(target)):
+        assert len(os.fsencode(path.name)) <= 255
+    assert len(name.encode()) == 255

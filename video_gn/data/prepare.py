@@ -44,6 +44,7 @@ from video_gn.data.decode import CountCorrected, VideoError, check_decoder, open
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
 from video_gn.data.stores import is_url
 from video_gn.errors import UserError
+from video_gn.files.atomic import fitting_name
 
 MANIFEST = ("path", "source", "source_bytes", "source_mtime_ns", "sha256", "frames", "fps", "width", "height", "bytes")
 QUARANTINE = ("path", "reason")
@@ -132,7 +133,7 @@ def frame_rate(fps: float | None) -> Fraction:
 
 def partial_of(target: Path) -> Path:
     """The file that becomes `target`. Always the same, so that the next try replaces what a kill has left."""
-    return target.with_name(f".{target.name}.partial")
+    return target.with_name(fitting_name(f".{target.name}", ".partial"))
 
 
 def _write(path: Path, images: Iterable[np.ndarray], height: int, width: int, fps: Fraction) -> None:
@@ -231,10 +232,10 @@ def plan(records: Sequence[Record], root: str) -> list[Video]:
         full = os.path.abspath(os.path.join(top, record.path))
         inside = os.path.commonpath([top, full]) == top
         name = os.path.relpath(full, top) if inside else full
-        videos.append(Video(video_path(record, root), name, os.path.splitext(name.lstrip("/"))[0] + ".mp4"))
+        videos.append(Video(video_path(record, root), name, _as_mp4(os.path.splitext(name.lstrip("/"))[0])))
     sharing = Counter(path for _, path in {(video.name, video.path) for video in videos})
     videos = [
-        replace(video, path=video.name.lstrip("/") + ".mp4")
+        replace(video, path=_as_mp4(video.name.lstrip("/")))
         if sharing[video.path] > 1 and not video.name.endswith(".mp4")
         else video
         for video in videos
@@ -243,6 +244,12 @@ def plan(records: Sequence[Record], root: str) -> list[Video]:
     for video in videos:
         _check_same(video, taken.setdefault(video.path, video.name))
     return videos
+
+
+def _as_mp4(path: str) -> str:
+    """Return the path with .mp4 at its end; a name that would be longer than file systems allow is cut."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, fitting_name(name, ".mp4"))
 
 
 def _check_same(video: Video, name: str) -> None:
