@@ -258,10 +258,10 @@ from video_gn.norm import fused
 pointers = {"weight_ptr", "bias_ptr", "partial_ptr", "mean_ptr", "rstd_ptr", "channel_sums_ptr", "group_sums_ptr"}
 kernels = (fused._statistics, fused._normalize, fused._gradient_sums, fused._gradient_input)
 for kernel, (D, BLOCK_C, ones) in itertools.product(kernels, [
-    (8, 256, ["stride_c"]), (3, 128, ["stride_c", "S", "N", "splits"]), (4, 4, ["stride_s"]),
+    (8, 256, ["stride_c"]), (3, 128, ["stride_c"]), (4, 4, ["stride_s"]),
 ]):
     padded = triton.next_power_of_2(D)
-    constants = dict(D=D, D_PAD=padded, BLOCK_C=BLOCK_C, BLOCK_S=4096 // BLOCK_C, SPLITS_PAD=64)
+    constants = dict(D=D, D_PAD=padded, BLOCK_C=BLOCK_C, BLOCK_S=4096 // BLOCK_C, SPLITS_PAD=64, STAGES=fused.STAGES)
     constants |= dict(RELU=True, RESIDUAL=D == 8) | dict.fromkeys(ones, 1)
     signature = {
         name: "constexpr" if name in constants else "fp32" if name == "eps" else "i32" if not name.endswith("_ptr")
@@ -273,7 +273,7 @@ for kernel, (D, BLOCK_C, ones) in itertools.product(kernels, [
                   if n.endswith("_ptr") or n in ("C", "stride_s", "stride_c") and signature[n] == "i32"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": fused.WARPS}).asm["ptx"]
-    print(kernel.__name__, D, "ld.global.v4" in ptx)
+    print(kernel.__name__, D, "ld.global.v4" in ptx or "cp.async.cg.shared.global" in ptx)
 """
 
 

@@ -29,7 +29,7 @@ class GroupNorm(nn.GroupNorm):
         """Return the norm of x, in its shape; with `relu` max(norm, 0), with a `residual` max(norm + residual, 0)."""
         if self._fuses(x, residual):
             relu = relu or residual is not None
-            return fused.group_norm(x, self.weight, self.bias, residual, self.num_groups, self.eps, relu)[0]
+            return fused.apply(x, self.weight, self.bias, residual, self.num_groups, self.eps, relu)
         return _then(super().forward(x), relu, residual)
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
