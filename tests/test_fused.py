@@ -85,7 +85,8 @@ def check(
         ((1, 8, 9, 11), 8),  # Instance Norm
         ((2, 20, 3, 3), 1),  # Layer Norm
         ((2, 128, 1, 1, 1), 2),  # 64 channels a group, one pixel
-        ((1, 16, 4, 40, 40), 4),  # more than one split
+        ((1, 16, 4, 40, 40), 4),  # one program with more than one tile
+        ((1, 16, 9, 33, 33), 4),  # more than one split
     ],
     ids=str,
 )
@@ -111,8 +112,23 @@ def test_equations_for_any_size(data: st.DataObject) -> None:
 
 def test_splits_are_tried() -> None:
     """The largest shape of `test_equations` does split, else its test would be of one split."""
-    assert fused._Layout.of(torch.empty(1, 16, 4, 40, 40), 4).splits > 1
-    assert fused._Layout.of(last(torch.empty(1, 16, 4, 40, 40)), 4).splits > 1
+    assert fused._Layout.of(torch.empty(1, 16, 9, 33, 33), 4).splits > 1
+    assert fused._Layout.of(last(torch.empty(1, 16, 9, 33, 33)), 4).splits > 1
+    assert fused._Layout.of(torch.empty(1, 16, 4, 40, 40), 4).one
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_function_is_the_op(form: str) -> None:
+    """`apply`, which a forward pass without torch.compile takes, has the bits of the op and of its gradients."""
+    x, weight, bias, residual = draw((2, 12, 3, 5, 7), form)
+    inputs = [t.requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+    given = (*inputs[:3], inputs[3] if residual is not None else None, 4, EPS, form != "norm")
+    y, by_op = fused.apply(*given), fused.group_norm(*given)[0]
+    assert torch.equal(y, by_op)
+    for ours, theirs in zip(torch.autograd.grad(y, inputs, x), torch.autograd.grad(by_op, inputs, x), strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        assert torch.equal(fused.apply(*given), y)
 
 
 @pytest.mark.parametrize("memory", ["channels_last", "contiguous"])
@@ -261,7 +277,8 @@ for kernel, (D, BLOCK_C, ones) in itertools.product(kernels, [
     (8, 256, ["stride_c"]), (3, 128, ["stride_c"]), (4, 4, ["stride_s"]),
 ]):
     padded = triton.next_power_of_2(D)
-    constants = dict(D=D, D_PAD=padded, BLOCK_C=BLOCK_C, BLOCK_S=4096 // BLOCK_C, SPLITS_PAD=64, STAGES=fused.STAGES)
+    constants = dict(D=D, D_PAD=padded, BLOCK_C=BLOCK_C, BLOCK_S=fused.TILE // BLOCK_C)
+    constants |= dict(SPLITS_PAD=64, STAGES=fused.STAGES, ONE=BLOCK_C == 4)
     constants |= dict(RELU=True, RESIDUAL=D == 8) | dict.fromkeys(ones, 1)
     signature = {
         name: "constexpr" if name in constants else "fp32" if name == "eps" else "i32" if not name.endswith("_ptr")
