@@ -213,6 +213,8 @@ class TrainConfig(Section):
     """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
     compile: bool = False
     """torch.compile the training passes; the first takes minutes."""
+    cuda_graph: bool | Literal["auto"] = "auto"
+    """Record forward and backward pass once, and replay them in one launch; `auto`: with one rank, on a GPU."""
     checkpoint_stages: tuple[str, ...] = ()
     """Stages, such as res2, that keep no activations and run again in the backward pass: less memory, more time."""
     eval_every: Positive = 1

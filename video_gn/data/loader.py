@@ -388,18 +388,26 @@ class DeviceBatches:
         stream = torch.cuda.Stream(self.device)
         ready = self._prefetch(batches, stream)
         while ready is not None:
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-            for tensor in (ready.clips, ready.targets):
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-            yield ready  # the caller queues its work on the GPU; the next batch is made beside it
-            ready = self._prefetch(batches, stream)
+            # The one after it is under way before the caller queues its work on this one: nothing there waits for it.
+            following = self._prefetch(batches, stream)
+            batch, rendered = ready
+            main = torch.cuda.current_stream(self.device)
+            main.wait_event(rendered)
+            for tensor in (batch.clips, batch.targets):
+                tensor.record_stream(main)
+            yield batch
+            ready = following
 
-    def _prefetch(self, batches: Iterator[list[Clips]], stream: torch.cuda.Stream) -> Batch | None:
+    def _prefetch(
+        self, batches: Iterator[list[Clips]], stream: torch.cuda.Stream
+    ) -> tuple[Batch, torch.cuda.Event] | None:
+        """Return the next batch, which `stream` is rendering, and the event that it is rendered."""
         items = self._next(batches)
         if items is None:
             return None
         with torch.cuda.stream(stream):
-            return self._assemble(items)
+            batch = self._assemble(items)
+            return batch, stream.record_event()
 
     def _next(self, batches: Iterator[list[Clips]]) -> list[Clips] | None:
         begin = time.perf_counter()

@@ -103,7 +103,10 @@ def _check_classes(trainer: Trainer, checkpoint: str, remedy: str) -> None:
 
 def _restore(trainer: Trainer, state: ckpt.Checkpoint) -> None:
     ckpt.load_model(trainer.model, state, str(trainer.folder))
+    fused = trainer.optimizer.defaults["fused"]
     trainer.optimizer.load_state_dict(state["optimizer"])
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = fused  # of this device, and not of the one that wrote the checkpoint
     trainer.step_done, trainer.best_error = state["step"], state["best_error"]
     loop = state["loop"]
     trainer.epochs_done, trainer.log_lines = loop["epochs_done"], loop["log_lines"]

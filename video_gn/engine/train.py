@@ -37,6 +37,7 @@ from video_gn.engine.datasets import (
     read_train_records,
 )
 from video_gn.engine.feed import Feed
+from video_gn.engine.graph import GraphedPass, Pass
 from video_gn.engine.health import SkippedSteps, check_in_flight, keep_in_flight
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
@@ -44,7 +45,7 @@ from video_gn.engine.precise_bn import average_running_statistics, update_precis
 from video_gn.engine.progress import LogWindow, announce, peak_memory_gib, progress_bar, summarize, training_line
 from video_gn.engine.schedule import lr_factor
 from video_gn.engine.validate import validate
-from video_gn.errors import Preempted
+from video_gn.errors import Preempted, UserError
 from video_gn.models import Network, build_network
 from video_gn.norm.roles import precise_norms
 from video_gn.run.lock import hold_on_rank0
@@ -104,7 +105,7 @@ class Trainer:
         self.model: Network = build_network(config).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if config.train.percentiles_of is not None:
             find_layer(self.model, config.train.percentiles_of)
-        self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr)
+        self.optimizer = build_optimizer(self.model, config.optim, self.plan.lr, fused=world.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
         self.ema = averaged(self.model, config.optim.ema_decay)
         self.autocast = autocast(config.train.precision, world.device)
@@ -122,8 +123,13 @@ class Trainer:
         self.epoch_metrics = self.task.metrics(world.device)
         self.parallel = parallel(self.model) if world.size > 1 else self.model
         self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(self.parallel) if config.train.compile else self.parallel
+            torch.compile(self.parallel, dynamic=False) if config.train.compile else self.parallel
         )
+        self.forward_backward: Pass = self._forward_backward
+        if records(config, world):
+            self.forward_backward = GraphedPass(
+                self._forward_backward, self.model.parameters(), strict=config.train.cuda_graph is True
+            )
         state.begin(self)  # after DDP has given rank 0's running statistics to all ranks
 
     @property
@@ -197,13 +203,12 @@ class Trainer:
             # Forward and backward; ranks add their gradients in the last micro-batch only.
             last = index == self.plan.accumulation_steps - 1
             with contextlib.nullcontext() if last else self._no_sync():
-                with self.autocast():
-                    logits = self.forward(batch.clips.contiguous(memory_format=self.memory_format))
-                loss = self.task.loss(logits.float(), batch.targets, training=True)
-                self.scaler.scale(loss / self.plan.accumulation_steps).backward()
+                logits, loss = self.forward_backward(
+                    batch.clips.contiguous(memory_format=self.memory_format), batch.targets
+                )
             # What is known of it, and the next one on its way to the device while the host waits in _agree.
             measured.update(logits, batch.targets, loss)
-            losses.append(loss.detach())
+            losses.append(loss.clone())
             videos.append(self.feed.paths(batch))
             self.prefetched = next(micro_batches, None)
         self.scaler.unscale_(self.optimizer)
@@ -216,6 +221,14 @@ class Trainer:
             self._update()
             metrics.state += measured.state
         return stop, due
+
+    def _forward_backward(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and loss of a micro-batch, and add its share to the gradients. On a GPU nothing here waits."""
+        with self.autocast():
+            logits = self.forward(clips)
+        loss = self.task.loss(logits.float(), targets, training=True)
+        self.scaler.scale(loss / self.plan.accumulation_steps).backward()
+        return logits.detach(), loss.detach()
 
     def _update(self) -> None:
         """Apply the gradients."""
@@ -341,6 +354,20 @@ class Trainer:
     def _quiet(self) -> bool | None:
         """tqdm's `disable`: other ranks show no bar; None shows one on a terminal only."""
         return None if self.world.is_main else True
+
+
+def records(config: Config, world: World) -> bool:
+    """Return whether training passes become a CUDA graph: on one GPU, since DDP sends gradients as they come.
+
+    Raises:
+        UserError: it is asked for and cannot be.
+    """
+    wanted, able = config.train.cuda_graph, world.device.type == "cuda" and world.size == 1
+    if wanted is True and not able:
+        raise UserError(
+            f"train.cuda_graph=true is for one GPU, not {world.size} rank(s) on {world.device.type}; set it to auto"
+        )
+    return able and wanted is not False
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.models.network import Network
+from video_gn.models.stem import Conv3d, MaxPool3d
 from video_gn.norm import NormFactory, normalize
 
 Size = tuple[int, int, int]
@@ -27,7 +28,8 @@ STEMS: dict[str, tuple[int, Size, Size, Size]] = {
 }
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-MAX_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+FIRST_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
+MAX_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: MaxPool3d}
 
 
 class Stem(nn.Module):
@@ -37,7 +39,7 @@ class Stem(nn.Module):
         super().__init__()
         stride, pool_kernel, pool_stride, pool_padding = STEMS[kind]
         self.norm = norm(width)
-        self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm, dims)
+        self.conv = _conv(3, width, (temporal_kernel, 7, 7), (stride, 2, 2), self.norm, dims, FIRST_CONV)
         self.pool = MAX_POOL[dims](pool_kernel[-dims:], pool_stride[-dims:], pool_padding[-dims:])
 
     def norms(self) -> list[nn.Module]:
@@ -145,7 +147,7 @@ class ResNet(Network):
         self.res3 = _stage(3, blocks[1], 4 * widths[0], widths[1], i3d, norm, dims)
         self.res4 = _stage(4, blocks[2], 4 * widths[1], widths[2], i3d, norm, dims)
         self.res5 = _stage(5, blocks[3], 4 * widths[2], widths[3], i3d, norm, dims)
-        self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1)) if dims == 3 else nn.Identity()
+        self.pool2 = MaxPool3d((2, 1, 1), (2, 1, 1)) if dims == 3 else nn.Identity()
         self.head = Head(4 * widths[3], num_classes, dropout)
         self._initialize()
 
@@ -202,12 +204,18 @@ def is_inflated(stage: int, block: int) -> bool:
 
 
 def _conv(
-    channels_in: int, channels_out: int, kernel: Size, stride: Size, norm: nn.Module, dims: int
+    channels_in: int,
+    channels_out: int,
+    kernel: Size,
+    stride: Size,
+    norm: nn.Module,
+    dims: int,
+    classes: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = CONV,
 ) -> nn.Conv2d | nn.Conv3d:
     """Convolution padded to keep the size at stride 1; the norm's beta serves as its bias, where there is a norm."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     bias = isinstance(norm, nn.Identity)
-    return CONV[dims](channels_in, channels_out, kernel[-dims:], stride[-dims:], padding[-dims:], bias=bias)  # type: ignore[arg-type]
+    return classes[dims](channels_in, channels_out, kernel[-dims:], stride[-dims:], padding[-dims:], bias=bias)  # type: ignore[arg-type]
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:
