@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from video_gn.benchmark import others
 from video_gn.benchmark.common import Call, Table, measure
-from video_gn.benchmark.videos import find_videos
+from video_gn.benchmark.videos import Video, find_videos
 from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.lists import Record
 from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
@@ -22,21 +23,47 @@ from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
 
+def rate_of_clips(videos: list[Video], quick: bool, workers: int, device: torch.device) -> float:
+    """Return training clips per second on the device, after the workers' start and the first batches."""
+    _, batch = _sizes(quick)
+    first = 2 * max(workers, 1)  # batches: what the workers may have prepared ahead
+    files = list(itertools.islice(itertools.cycle(videos), (first + max(2 * first, 4)) * batch))
+    clips, begin = 0, 0.0
+    for number, ready in enumerate(_training_clips(files, quick, workers, device)):
+        if number == first:
+            begin = time.perf_counter()
+        clips += len(ready.clips) * (number > first)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clips / (time.perf_counter() - begin)
+
+
+def _sizes(quick: bool) -> tuple[ClipSpec, int]:
+    """Return what a clip is, and the clips of a micro-batch."""
+    return (ClipSpec(8, 2, 64, (72, 80), 0.5), 2) if quick else (ClipSpec(32, 2, 224, (256, 320), 0.5), 8)
+
+
+def _training_clips(files: list[Video], quick: bool, workers: int, device: torch.device) -> DeviceBatches:
+    """Return the micro-batches of one epoch over the files."""
+    spec, batch = _sizes(quick)
+    dataset = TrainClips([Record(v.path, 0) for v in files], "", "auto", spec, seed=0, max_unreadable=0)
+    steps = len(files) // batch
+    batches = TrainBatches(steps, 0, steps, clips_per_gpu=batch, global_batch=batch)
+    return DeviceBatches(train_loader(dataset, batches, workers, device), device, MEAN, STD)
+
+
 def run(*, videos: Path | None, pyslowfast: Path | None, repeats: int, quick: bool, workers: int) -> list[Table]:
     """Time one pass over the videos, workers' start included; CPU time is that of all processes."""
     torch.set_num_threads(1)
     if workers:  # forked, their CPU time is counted as that of this process's children
         multiprocessing.set_start_method("fork", force=True)
-    spec = ClipSpec(8, 2, 64, (72, 80), 0.5) if quick else ClipSpec(32, 2, 224, (256, 320), 0.5)
-    batch, clips = (2, 4) if quick else (8, 32)
+    spec, batch = _sizes(quick)
+    clips = 2 * batch if quick else 4 * batch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = list(itertools.islice(itertools.cycle(find_videos(videos, quick)), clips))
 
     def ours() -> int:
-        dataset = TrainClips([Record(v.path, 0) for v in files], "", "auto", spec, seed=0, max_unreadable=0)
-        batches = TrainBatches(clips // batch, 0, clips // batch, clips_per_gpu=batch, global_batch=batch)
-        loader = train_loader(dataset, batches, workers, device)
-        return sum(len(batch.clips) for batch in DeviceBatches(loader, device, MEAN, STD))
+        return sum(len(batch.clips) for batch in _training_clips(files, quick, workers, device))
 
     def theirs(make: Callable[[], Dataset[Any]]) -> int:
         loader = DataLoader(make(), batch, num_workers=workers, pin_memory=device.type == "cuda")

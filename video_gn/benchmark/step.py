@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from video_gn.benchmark.common import Table, measure, skip
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.distributed.world import world
+from video_gn.engine.graph import GraphedPass, Pass
 from video_gn.models.resnet import ResNet
 from video_gn.norm import NormFactory, NormOptions, norm_factory
 
@@ -47,16 +48,18 @@ def _table(clips: int, frames: int, crop: int, width: int, place: torch.device, 
     )
     last, contiguous = torch.channels_last_3d, torch.contiguous_format
     nets = {
-        "ours, GN": Net(gn, last, False),
-        "ours, GN, compiled": Net(gn, last, True),
-        "ours, BN": Net(bn, last, False),
-        "ours, BN, compiled": Net(bn, last, True),
-        "nn.GroupNorm, contiguous": Net(plain, contiguous, False),
-        "pytorchvideo i3d_r50, BN": Net(theirs, contiguous, False),
+        "ours, GN": Net(gn, last),
+        "ours, GN, graph": Net(gn, last, graph=True),
+        "ours, GN, compiled, graph": Net(gn, last, graph=True, compiled=True),
+        "ours, BN": Net(bn, last),
+        "ours, BN, graph": Net(bn, last, graph=True),
+        "ours, BN, compiled, graph": Net(bn, last, graph=True, compiled=True),
+        "nn.GroupNorm, contiguous": Net(plain, contiguous),
+        "pytorchvideo i3d_r50, BN": Net(theirs, contiguous),
     }
     if place.type != "cuda":
-        skip("compiled", "on a GPU only")
-        nets = {name: net for name, net in nets.items() if not net.compiled}
+        skip("compiled, graph", "on a GPU only")
+        nets = {name: net for name, net in nets.items() if not net.compiled and not net.graph}
     trainings = {name: Training(net, (clips, 3, frames, crop, crop), place) for name, net in nets.items()}
     title = f"training step: {clips} clips of {frames} x {crop} x {crop}, {'bf16' if place.type == 'cuda' else 'fp32'}"
     samples = measure(trainings, repeats, what=title)
@@ -68,7 +71,9 @@ def _table(clips: int, frames: int, crop: int, width: int, place: torch.device, 
 class Net(NamedTuple):
     make: Callable[[], nn.Module]
     layout: torch.memory_format
-    compiled: bool
+    graph: bool = False
+    """Whether forward and backward pass are replayed from a CUDA graph."""
+    compiled: bool = False
 
 
 class Training:
@@ -95,18 +100,29 @@ class Training:
         return STEPS
 
     def _step(self) -> None:
-        forward, optimizer, clips, labels = self._parts
+        forward_backward, optimizer, clips, labels = self._parts
         optimizer.zero_grad(set_to_none=True)
-        with autocast("auto", self.place)():
-            logits = forward(clips)
-        F.cross_entropy(logits.float(), labels).backward()
+        forward_backward(clips, labels)
         optimizer.step()
 
     @cached_property
-    def _parts(self) -> tuple[Callable[[Tensor], Tensor], torch.optim.SGD, Tensor, Tensor]:
+    def _parts(self) -> tuple[Pass, torch.optim.SGD, Tensor, Tensor]:
         net = self.net.make().to(self.place, memory_format=self.net.layout).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
+        gpu = self.place.type == "cuda"
+        optimizer = torch.optim.SGD(
+            net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True, fused=gpu or None
+        )
         clips = torch.randn(self.shape, device=self.place, dtype=autocast_dtype("auto", self.place))
         labels = torch.arange(self.shape[0], device=self.place)
-        forward = torch.compile(net) if self.net.compiled else net
-        return forward, optimizer, clips.contiguous(memory_format=self.net.layout), labels
+        precision = autocast("auto", self.place)
+        forward = torch.compile(net, dynamic=False) if self.net.compiled else net
+
+        def forward_backward(clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            with precision():
+                logits = forward(clips)
+            loss = F.cross_entropy(logits.float(), labels)
+            loss.backward()
+            return logits.detach(), loss.detach()
+
+        run = GraphedPass(forward_backward, net.parameters(), strict=True) if self.net.graph else forward_backward
+        return run, optimizer, clips.contiguous(memory_format=self.net.layout), labels

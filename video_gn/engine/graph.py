@@ -75,9 +75,7 @@ class GraphedPass:
                 raise
             self.failed = True
             reason = str(error).strip().splitlines()[0]
-            say(
-                f"warning: training continues without a CUDA graph ({reason}); train.cuda_graph=false avoids the attempt"
-            )
+            say(f"warning: training continues without a CUDA graph ({reason}); train.cuda_graph=false tries none")
         finally:
             for parameter, gradient in earlier:
                 parameter.grad = gradient
