@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from video_gn.models import stem
+from video_gn.models.resnet import ResNet
 from video_gn.models.stem import Conv3d, folded_conv3d
+from video_gn.norm import norm_factory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = pytest.mark.skipif(
@@ -107,3 +109,20 @@ def test_max_pool_shows_a_nan() -> None:
 def test_max_pool_is_an_op() -> None:
     x = torch.randn(1, 2, 4, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     torch.library.opcheck(stem.max_pool.max_pool, (x, [2, 3, 3], [2, 2, 2], [0, 0, 0]))
+
+
+@KERNELS
+@pytest.mark.parametrize("kind", ["dense", "slowfast"])
+def test_the_net_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = ResNet(3, norm_factory("gn", channels_per_group=4), blocks=(1, 1, 1, 1), width=4, stem=kind, dropout=0)
+    net = net.to(DEVICE, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 8, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last_3d)
+    results = []
+    for fast in (False, True):
+        monkeypatch.setattr(stem, "_on_gpu", lambda _, fast=fast: fast)
+        net.zero_grad()
+        logits = net(x)
+        logits.sum().backward()
+        results.append([logits.detach(), net.stem.conv.weight.grad])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

@@ -50,7 +50,7 @@ def training(place: Place, findings: Findings) -> None:
 
 
 def _lists(files: list[Video], folder: Path, place: Place) -> Path:
-    """Write lists of half the steps' global batches, and of one; each video is linked under as many names as that takes."""
+    """Write lists of half the steps' batches, and of one, and copies of the videos, as many as that takes."""
     clips = place.clips[0]
     number = clips * place.steps // 2
     videos = folder / "videos"

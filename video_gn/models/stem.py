@@ -26,7 +26,7 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+        if _on_gpu(x):
             return folded_conv3d(x, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
         return super().forward(x)
 
@@ -74,7 +74,16 @@ class MaxPool3d(nn.MaxPool3d):
     """Max-pool; on a GPU, channels last, by kernels that keep a byte per output and whose gradient is deterministic."""
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-        if max_pool is None or not x.is_cuda or not last or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if max_pool is None or not _on_gpu(x) or not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
-        return max_pool.max_pool(x, self.kernel_size, self.stride, self.padding)[0]
+        sizes = (_triple(value) for value in (self.kernel_size, self.stride, self.padding))
+        return max_pool.max_pool(x, *sizes)[0]
+
+
+def _on_gpu(x: Tensor) -> bool:
+    """Return whether x is there, and is not of a program that is exported for elsewhere."""
+    return x.is_cuda and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
+
+
+def _triple(value: int | tuple[int, ...]) -> list[int]:
+    return [value] * 3 if isinstance(value, int) else list(value)
