@@ -272,13 +272,14 @@ from triton.compiler import ASTSource
 from video_gn.norm import fused
 
 pointers = {"weight_ptr", "bias_ptr", "partial_ptr", "mean_ptr", "rstd_ptr", "channel_sums_ptr", "group_sums_ptr"}
-kernels = (fused._statistics, fused._normalize, fused._gradient_sums, fused._gradient_input)
+pointers |= {"sums_ptr", "total_ptr"}
+kernels = (fused._statistics, fused._normalize, fused._gradient_sums, fused._gradient_input, fused._totals)
 for kernel, (D, BLOCK_C, ones) in itertools.product(kernels, [
     (8, 256, ["stride_c"]), (3, 128, ["stride_c"]), (4, 4, ["stride_s"]),
 ]):
     padded = triton.next_power_of_2(D)
     constants = dict(D=D, D_PAD=padded, BLOCK_C=BLOCK_C, BLOCK_S=fused.TILE // BLOCK_C)
-    constants |= dict(SPLITS_PAD=64, STAGES=fused.STAGES, ONE=BLOCK_C == 4)
+    constants |= dict(SPLITS_PAD=64, BLOCK_R=64, STAGES=fused.STAGES, ONE=BLOCK_C == 4)
     constants |= dict(RELU=True, RESIDUAL=D == 8) | dict.fromkeys(ones, 1)
     signature = {
         name: "constexpr" if name in constants else "fp32" if name == "eps" else "i32" if not name.endswith("_ptr")
@@ -303,5 +304,5 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 12
+    assert len(lines) == 15
     assert all(wide == "True" for _, per_group, wide in lines if per_group == "8"), done.stdout
