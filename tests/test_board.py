@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from video_gn.data.dataset import ClipSpec, TestClips
 from video_gn.data.lists import Record
 from video_gn.data.motion import write_dataset
-from video_gn.engine.board import LINE, show_test
+from video_gn.draw.board import LINE
+from video_gn.engine.board import show_test
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from video_gn.errors import UserError
 from video_gn.models import build_model
 from video_gn.models.inflate import initialize
 from video_gn.models.vgg import VGG
-from video_gn.plots import plot_percentiles
+from video_gn.run.plots import plot_percentiles
 from video_gn.study import load_study, plan_runs
 
 

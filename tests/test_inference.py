@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -29,7 +28,7 @@ from video_gn.data import decode
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.motion import CLASSES
 from video_gn.distributed.world import World
-from video_gn.draw import BAR, panel, shorten, write_video
+from video_gn.draw.text import BAR, panel, shorten, write_video
 from video_gn.engine.datasets import read_records
 from video_gn.engine.test import score_videos
 from video_gn.errors import UserError
@@ -299,10 +298,8 @@ def test_a_written_video_has_its_frames(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
-def test_a_timeline_is_drawn(classifier, videos, tmp_path, monkeypatch):
+def test_a_timeline_is_drawn(classifier, videos, tmp_path, drawn):
     line = classifier.timeline(videos[0])
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     predict.plot_timeline(classifier, videos[0], line, tmp_path / "x.png", classes=3)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     curves = drawn[0].axes[1].lines

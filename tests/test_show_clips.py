@@ -14,7 +14,7 @@ from video_gn import show_clips as module
 from video_gn.config import Config, load_config
 from video_gn.data.decode import open_video
 from video_gn.data.motion import write_dataset
-from video_gn.draw import PAPER
+from video_gn.draw.text import PAPER
 from video_gn.errors import UserError
 from video_gn.show_clips import Section, Strip, sheet, show_clips, shown, statistics
 

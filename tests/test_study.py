@@ -9,7 +9,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import yaml
@@ -398,9 +397,7 @@ def test_rows_of_different_keys_are_named_by_them(tmp_path):
     ]
 
 
-def test_figures(made_up, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+def test_figures(made_up, tmp_path, drawn):
     studies.write_report(*made_up("final"), tmp_path / "out")
     for name in ("errors.png", "epochs.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")

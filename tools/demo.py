@@ -26,7 +26,7 @@ def main() -> None:
     from video_gn.distributed.world import world
     from video_gn.engine.test import finished_result, test_checkpoint
     from video_gn.engine.train import train
-    from video_gn.plots import plot_curves
+    from video_gn.run.plots import plot_curves
 
     config = load_config(args.config, args.overrides)
     run = Path(config.output_dir)

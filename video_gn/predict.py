@@ -10,19 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from video_gn.console import say
 from video_gn.data.decode import VideoError, VideoReader
 from video_gn.data.stores import is_url
-from video_gn.draw import panel, resized, write_video
+from video_gn.draw.figures import write_figure
+from video_gn.draw.text import panel, resized, write_video
 from video_gn.errors import UserError
-from video_gn.files.atomic import check_writable, fitting_name, make_folder, replacing, write_text
+from video_gn.files.atomic import check_writable, fitting_name, make_folder, write_text
 from video_gn.inference import Classifier, Prediction, Timeline
-
-matplotlib.use("Agg")  # files only: no display is needed
 
 ELSEWHERE = "give another --out"
 ROOM = 2**20  # bytes; a video's files may be larger, and say so themselves
@@ -158,9 +157,8 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
     """Draw the scores of the classes with the highest peaks against time, below frames of the video. Writes a PNG."""
     rate = line.fps or 1.0
     end = line.num_frames / rate
-    figure, (above, axis) = plt.subplots(
-        2, 1, figsize=(10, 5), height_ratios=(1, 2.6), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    above, axis = figure.subplots(2, 1, height_ratios=(1, 2.6), sharex=True)
     with classifier.open(video) as reader:
         numbers = sorted({int((k + 0.5) * line.num_frames / THUMBNAILS) for k in range(THUMBNAILS)})
         for number, frame in zip(numbers, reader.read(numbers).numpy(), strict=True):
@@ -177,14 +175,10 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
     axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel="score (softmax)")
     axis.set_xlabel(f"middle of the clip ({unit}); a clip covers {seconds} {unit}")
     axis.grid(alpha=0.3)
-    with plt.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure.suptitle(_printable(Path(video).name))
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    try:
-        with replacing(path, ELSEWHERE) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    finally:
-        plt.close(figure)
+    write_figure(figure, path, ELSEWHERE, dpi=120)
 
 
 def write_overlay(classifier: Classifier, video: str, line: Timeline, path: Path, classes: int = 5) -> None:

@@ -22,17 +22,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from cycler import cycler
 
 import video_gn
 from video_gn.config import Config, flatten, load_config, parse_config
+from video_gn.draw.figures import plot_confusion
 from video_gn.engine.optim import PAPER_GPUS
 from video_gn.engine.test import protocol, read_results, result_path
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
-from video_gn.plots import labels, plot_confusion, plot_curves, plot_percentiles
 from video_gn.run.log import read_log
+from video_gn.run.plots import labels, plot_curves, plot_percentiles
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
 """Frames, stride, clips a GPU."""
@@ -417,8 +419,8 @@ def as_svg(draw: Callable[[Path], object], name: str, kind: str) -> Html:
     style |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.edgecolor"), "none")
     style |= {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
     style |= {"legend.facecolor": PAPER, "legend.fontsize": "small", "grid.color": "#888888"}
-    style["axes.prop_cycle"] = plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"]
-    with TemporaryDirectory() as folder, plt.rc_context(style), warnings.catch_warnings():
+    style["axes.prop_cycle"] = cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParams["axes.prop_cycle"]
+    with TemporaryDirectory() as folder, matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser has the letter
         path = Path(folder) / "figure.svg"
         draw(path)

@@ -22,7 +22,7 @@ from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
 from video_gn.distributed.world import World
-from video_gn.draw import INK, PAPER, font, resized, shorten
+from video_gn.draw.text import INK, PAPER, font, resized, shorten
 from video_gn.engine.datasets import class_names, read_records, read_train_records, test_dataset, train_dataset
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError

@@ -21,8 +21,8 @@ from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import matplotlib.pyplot as plt
 import yaml
+from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, model_validator
 
 from video_gn.config import Config, Positive, Section, differences, flatten, load_config, parse_config, read_yaml
@@ -30,15 +30,16 @@ from video_gn.console import say
 from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.distributed.world import World, world
+from video_gn.draw.figures import plot_panels, write_figure
 from video_gn.engine.health import TooManyUnreadable
 from video_gn.engine.test import protocol, read_results, test_checkpoint
 from video_gn.engine.train import train
 from video_gn.errors import UserError
-from video_gn.files.atomic import check_writable, replacing, write_error, write_text
-from video_gn.plots import plot_panels, read_epochs
+from video_gn.files.atomic import check_writable, write_error, write_text
 from video_gn.run.checkpoint import LAST
 from video_gn.run.folder import SAME_RESULT
 from video_gn.run.lock import hold_on_rank0
+from video_gn.run.plots import read_epochs
 
 ELSEWHERE = "give another --out"
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
@@ -542,7 +543,8 @@ def rows_csv(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> s
 
 def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> None:
     """What was measured against the columns (the batch size), a curve a row, bars of one deviation; as Figure 1."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for row in summary.rows:
         spreads = [(x, summary.spread(row, column, study.measure)) for x, column in enumerate(summary.columns)]
         points = [(x, s.mean, s.deviation or 0.0) for x, s in spreads if s is not None]
@@ -557,8 +559,4 @@ def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> Non
     axis.grid(alpha=0.3)
     if axis.containers:  # of runs that have ended
         axis.legend()
-    try:
-        with replacing(out, ELSEWHERE) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-    finally:
-        plt.close(figure)
+    write_figure(figure, out, ELSEWHERE)
