@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from tests.helpers import HANG, children, is_running, session, wait_until
-from video_gn.children import call_in_child
 from video_gn.data import loader as loader_module
 from video_gn.data.augment import View
 from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
@@ -46,6 +45,7 @@ from video_gn.data.loader import (
     train_loader,
 )
 from video_gn.errors import UserError
+from video_gn.files.children import call_in_child
 from video_gn.limits import Space
 
 ROOT = Path(__file__).parent.parent
@@ -401,7 +401,7 @@ def test_a_mistake_that_a_worker_finds_is_one_line(folder: Path, monkeypatch: py
     for loader in (train_loader(train, steps, 1, CPU), *(eval_loader(each, 1, 1, CPU, 0, 1) for each in (val, test))):
         with pytest.raises(UserError) as caught:
             next(iter(loader))
-        expected = f"cannot keep copies in {copies}: Not a directory; correct VIDEO_GN_COPIES, or unset it"
+        expected = f"{copies}: cannot make the folder (Not a directory); correct VIDEO_GN_COPIES, or unset it"
         assert str(caught.value) == expected
 
 

@@ -191,7 +191,7 @@ def test_copies_leave_a_tenth_of_the_disk_free(memory, tmp_path, monkeypatch) ->
 def test_a_folder_that_cannot_hold_copies(memory, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("VIDEO_GN_COPIES", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot keep copies in .*; correct VIDEO_GN_COPIES"):
+    with pytest.raises(UserError, match="file: cannot make the folder .*; correct VIDEO_GN_COPIES"):
         open_video(f"{memory}/b.mp4")
 
 

@@ -138,7 +138,7 @@ def test_what_is_not_a_run(tmp_path):
     ("out", "words"),
     [
         ("file/x.png", r"file/x\.png: cannot be written \(File exists\); give another --out"),
-        ("folder.png", r"folder\.png: cannot be written \(Is a directory\); give another --out"),
+        ("folder.png", r"folder\.png: cannot be written \(Is a directory\); move that folder away or"),
         ("x.xyz", r"x\.xyz: not the name of a figure's file; end it in \.png"),
         ("x", r"x: not the name of a figure's file; end it in \.png"),
     ],

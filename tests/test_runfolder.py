@@ -469,8 +469,7 @@ def test_stray_names_are_named(run: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     "name",
     [
-        *("log.jsonl", ".log.jsonl.tmp", "config.yaml", ".environment.json.tmp", "unreadable.txt"),
-        *("checkpoints/.last.pt.tmp", "checkpoints/previous.pt", "checkpoints/.best.pt.tmp"),
+        *("log.jsonl", "config.yaml", "environment.json", "unreadable.txt", "checkpoints/previous.pt"),
     ],
 )
 def test_a_folder_in_place_of_a_file_is_named_before_training(run: Path, name: str) -> None:

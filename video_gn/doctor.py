@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from video_gn import limits
-from video_gn.children import Parent, end_with
 from video_gn.data.formats import IMAGE_SUFFIXES, SUFFIXES
 from video_gn.errors import UserError
+from video_gn.files.children import Parent, end_with
 from video_gn.limits import GIB, MIB, size_text
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from video_gn.children import call_in_child
 from video_gn.console import say
 from video_gn.data import list_forms, stores
 from video_gn.errors import UserError
+from video_gn.files.children import call_in_child
 
 BLANKS = " \t"  # the separators beside the comma; every other character may stand in a path
 INTEGER = re.compile(r"-?[0-9]{1,18}")

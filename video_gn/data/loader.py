@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from video_gn import limits
-from video_gn.children import Parent, end_with, kill
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.errors import UserError
+from video_gn.files.children import Parent, end_with, kill
 
 LONGEST_PATH = 4096  # bytes; PATH_MAX of Linux
 LONGEST_MESSAGE = 4096  # bytes

@@ -17,17 +17,16 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from tqdm import tqdm
 
-from video_gn.children import Parent, end_with
 from video_gn.errors import UserError
+from video_gn.files import h264
 from video_gn.files.atomic import make_folder, replacing, write_text
+from video_gn.files.children import Parent, end_with
 
 ELSEWHERE = "set data.root to another folder"
 CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle", "bob", "sway")
@@ -149,24 +148,10 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30)
 
     Raises UserError where FFmpeg has no libx264.
     """
-    try:
-        av.Codec("libx264", "w")
-    except av.codec.codec.UnknownCodecError:
-        raise UserError(
-            "PyAV's FFmpeg has no libx264 to write H.264 with: install PyAV's own build (pip install av)."
-        ) from None
-    with replacing(path, ELSEWHERE, durable=False) as partial, av.open(str(partial), "w", format="mp4") as container:
-        # With its macroblock tree, x264 writes frames this small differently each time.
-        options = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for index, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    # With its macroblock tree, x264 writes frames this small differently each time.
+    x264 = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
+    with replacing(path, ELSEWHERE, durable=False) as partial:
+        h264.encode(partial, frames, fps, x264, threads=1)
 
 
 def write_dataset(

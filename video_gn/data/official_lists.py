@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from video_gn.data.listing import OUTPUTS, ClassNames, Lists, check_folder, chec
 from video_gn.data.splits import SPLIT_WORDS, split_of
 from video_gn.data.video_tree import Video, find_videos
 from video_gn.errors import UserError
+from video_gn.files.tables import foreign_table
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
@@ -86,17 +86,13 @@ def _read_kinetics(csvs: Sequence[str]) -> tuple[list[Listed], int]:
     rows: dict[tuple[str, int], Listed] = {}
     repeated = 0
     for file in csvs:
-        try:
-            with open(file, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                if lacking := set(COLUMNS) - set(reader.fieldnames or ()):
-                    raise UserError(f"{file}: has no column {min(lacking)!r}; give the official csv with its header")
-                for row in reader:
-                    listed = _listed(row, file, reader.line_num)
-                    repeated += (listed.youtube_id, listed.start) in rows
-                    rows.setdefault((listed.youtube_id, listed.start), listed)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read {file}: {error}; give the official csv") from None
+        with foreign_table(file, "give the official csv") as table:
+            if lacking := set(COLUMNS) - set(table.fieldnames or ()):
+                raise UserError(f"{file}: has no column {min(lacking)!r}; give the official csv with its header")
+            for row in table:
+                listed = _listed(row, file, table.line_num)
+                repeated += (listed.youtube_id, listed.start) in rows
+                rows.setdefault((listed.youtube_id, listed.start), listed)
     return list(rows.values()), repeated
 
 

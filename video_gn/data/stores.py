@@ -17,10 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 from video_gn.errors import UserError
+from video_gn.files.atomic import make_folder, write_bytes
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 PAUSES = (1.0, 4.0, 16.0)  # seconds before the second, third and fourth attempt
 COPIES = "VIDEO_GN_COPIES"  # the environment's name for the folder of local copies
+ELSEWHERE = f"correct {COPIES}, or unset it"
 FREE = 0.1  # of the copies' disk stays free
 
 
@@ -49,17 +51,9 @@ def fetch(url: str) -> bytes:
     with suppress(OSError):
         return copy.read_bytes()
     data = fetch_new(url)
-    partial = copy.with_suffix(f".{os.getpid()}")  # appears when it is complete, as several processes read
-    try:
-        os.makedirs(folder, exist_ok=True)
-        disk = shutil.disk_usage(folder)
-        if disk.free - len(data) > FREE * disk.total:
-            partial.write_bytes(data)
-            os.replace(partial, copy)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot keep copies in {folder}: {error.strerror}; correct {COPIES}, or unset it") from None
+    disk = shutil.disk_usage(make_folder(folder, ELSEWHERE))
+    if disk.free - len(data) > FREE * disk.total:
+        write_bytes(copy, data, ELSEWHERE, durable=False)  # in one move, as several processes read
     return data
 
 

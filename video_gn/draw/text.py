@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from video_gn.errors import UserError
+from video_gn.files import h264
 from video_gn.files.atomic import replacing
 
 INK, PAPER, BAR, TRACK = (235, 235, 235), (24, 24, 28), (76, 146, 220), (58, 58, 66)
@@ -67,19 +66,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float | None) -> 
 
     `path` appears when it is complete. Raises UserError where it cannot be written or PyAV has no libx264.
     """
-    try:
-        av.Codec("libx264", "w")
-    except av.codec.codec.UnknownCodecError:
-        raise UserError("PyAV's FFmpeg has no libx264; install PyAV's own build (`pip install av`)") from None
+    even = (np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge") for image in frames)
     rate = Fraction(fps or FPS).limit_denominator(1001)
-    with replacing(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-        stream.pix_fmt = "yuv420p"
-        for index, image in enumerate(frames):
-            image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-            if index == 0:
-                stream.height, stream.width = image.shape[:2]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    with replacing(path, durable=False) as temporary:
+        h264.encode(temporary, even, rate, {"crf": "20", "preset": "veryfast"})

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from video_gn.config import Config, load_config, parse_config
 from video_gn.console import say
 from video_gn.errors import UserError
+from video_gn.files.atomic import write_text
 from video_gn.run import checkpoint
 
 EVENTS = "events.out.tfevents.*"
@@ -38,7 +39,7 @@ class Writers:
     def __init__(self, folder: Path, lines: int = 0) -> None:
         self.path = folder / "log.jsonl"
         kept = read_log(folder)[:lines] if lines and self.path.exists() else []
-        checkpoint.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept), checkpoint.ELSEWHERE)
         self.lines = len(kept)
         self.log = self.path.open("a", encoding="utf-8")
         stale = [path for path in folder.glob(EVENTS) if not path.is_dir()]
@@ -146,7 +147,7 @@ def restore_log(folder: Path, lines: int) -> None:
     aside = [checkpoint.set_aside(path, "set_aside")] if os.path.lexists(path) else []
     for events in sorted(folder.glob(EVENTS)):  # by a name that TensorBoard does not read
         aside.append(events.rename(events.with_name(events.name.replace("tfevents", "set_aside"))))
-    checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept), checkpoint.ELSEWHERE)
     there = f"; what was there is now {', '.join(file.name for file in aside)}" if aside else ""
     say(f"warning: {path} {state}; {restored}{there}")
 
