@@ -10,18 +10,19 @@ pytest.importorskip("av")
 
 from tests import bad_videos
 from tests.bad_videos import Look, Truth, look, look_at_all, number_of
-from video_gn.data import decode, prepare
+from video_gn.data import prepare
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
-from video_gn.data.decode import VideoError
+from video_gn.data.decode import DECODERS as NAMES
+from video_gn.data.decode import VideoError, libraries
 from video_gn.data.lists import Record
 
 TestClips.__test__ = False  # type: ignore[attr-defined]
 DECODERS = [
-    pytest.param(name, marks=pytest.mark.skipif(name != "auto" and decode._load(name) is None, reason=f"no {name}"))
-    for name in decode.DECODERS
+    pytest.param(name, marks=pytest.mark.skipif(name != "auto" and libraries.load(name) is None, reason=f"no {name}"))
+    for name in NAMES
 ]
 SECONDS = 120  # for all files, of 3 on an idle machine
-WRONG_IN_DECORD = {"b_frames.ts", "cut.ts", "edit_list.mp4"}  # as the text of decode.py says
+WRONG_IN_DECORD = {"b_frames.ts", "cut.ts", "edit_list.mp4"}  # as the text of data/decode/ says
 
 
 @pytest.fixture(scope="module")

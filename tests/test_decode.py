@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import field_coded
-from video_gn.data import decode
-from video_gn.data.decode import CountCorrected, VideoError, open_video
+from video_gn.data import packets
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video
+from video_gn.data.decode.pyav import PyAVReader
 from video_gn.data.display import block_means
 from video_gn.data.packets import is_unreferenced
 from video_gn.errors import UserError
@@ -78,7 +80,7 @@ REAL = {
 
 def backend(name: str):
     """A parameter that skips where this decoder cannot be loaded."""
-    return pytest.param(name, marks=pytest.mark.skipif(decode._load(name) is None, reason=f"no {name}"))
+    return pytest.param(name, marks=pytest.mark.skipif(libraries.load(name) is None, reason=f"no {name}"))
 
 
 BACKENDS = ["auto", backend("pyav"), backend("torchcodec")]
@@ -267,8 +269,8 @@ def test_frames_before_an_edit_list_are_not_counted(edited, decoder) -> None:
 
 def test_pyav_decodes_from_the_start_only_where_timestamps_are_not_true(videos, edited, monkeypatch) -> None:
     counted = []
-    count = decode._PyAVReader._count
-    monkeypatch.setattr(decode._PyAVReader, "_count", lambda self: counted.append(self.path) or count(self))
+    count = PyAVReader._count
+    monkeypatch.setattr(PyAVReader, "_count", lambda self: counted.append(self.path) or count(self))
     for path in [*videos.values(), edited]:
         with open_video(path, "pyav") as video:
             video.read([video.num_frames - 1, video.num_frames // 2])
@@ -387,8 +389,8 @@ def test_packets_without_frames_are_not_counted(dropped, suffix, decoder) -> Non
 @pytest.fixture
 def trusting(monkeypatch) -> None:
     """Headers that prove one frame per packet, whatever they say."""
-    index = decode.index_packets
-    monkeypatch.setattr(decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
+    index = packets.index_packets
+    monkeypatch.setattr(packets, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
 
 
 def test_pyav_corrects_a_wrong_count_when_it_is_noticed(dropped, trusting) -> None:
@@ -425,7 +427,7 @@ def test_a_change_of_size_is_scaled_to_the_first_frame(tmp_path) -> None:
 def test_all_frames_in_one_go(videos, name, decoder, monkeypatch) -> None:
     if decoder in ("torchcodec", "decord") and name in NOT_FOR_TORCHCODEC:
         pytest.skip("known limit of these")
-    monkeypatch.setattr(decode, "_HELD_BYTES", 7 * H * W * 3)  # 7 frames at a time
+    monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", 7 * H * W * 3)  # 7 frames at a time
     with open_video(videos[name], decoder) as video:
         assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(FILES[name][0]))
         assert torch.equal(video.read([0]), torch.from_numpy(np.stack([next(video.frames())])))
@@ -436,7 +438,7 @@ def test_pyav_reads_all_frames_from_one_start(videos, monkeypatch) -> None:
         starts = []
         rewind = video._rewind
         monkeypatch.setattr(video, "_rewind", lambda: starts.append(0) or rewind())
-        monkeypatch.setattr(decode, "_HELD_BYTES", H * W * 3)
+        monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", H * W * 3)
         assert sum(1 for _ in video.frames()) == 60 and len(starts) == 1
 
 
@@ -468,14 +470,11 @@ def _with_time(path: Path, number: int, pts: int) -> Path:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, monkeypatch, trusted) -> None:
+def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, request, trusted) -> None:
     """Frame 45 says that it is shown between 29 and 30, before it is decoded: the order is that of decoding."""
     path = _with_time(remux(videos["short_gop.mp4"], tmp_path / "early.ts", lambda n, p: p), 45, 29 * 3600 + 1)
     if trusted:
-        index = decode.index_packets
-        monkeypatch.setattr(
-            decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True)
-        )
+        request.getfixturevalue("trusting")
     with open_video(path, "pyav") as video:
         assert video.num_frames == 60
         assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(60))
@@ -485,7 +484,7 @@ def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, monkeypatch, trust
 
 
 def test_readers_that_find_out_while_reading() -> None:
-    class Lossy(decode.VideoReader):
+    class Lossy(VideoReader):
         path, num_frames, height, width = "lossy.mp4", 9, 64, 96
 
         def _decode(self, indices, box, out) -> None:
@@ -539,7 +538,7 @@ def test_real_frames_are_the_same_where_frames_are_skipped(shared_data) -> None:
 
 
 def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
-    packets = {
+    needed = {
         b"\0\0\0\2\x01x": True,  # a slice that no frame refers to
         b"\0\0\0\2\x06x\0\0\0\2\x01x": True,  # with supplemental information before it
         b"\0\0\0\2\x41x": False,  # referred to
@@ -549,11 +548,11 @@ def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
         b"\0\0\0\2\x01x\0": False,
         b"\0\0\0\0\x01": False,  # no end
     }
-    assert {data: is_unreferenced(data, 4) for data in packets} == packets
+    assert {data: is_unreferenced(data, 4) for data in needed} == needed
     assert is_unreferenced(b"\0\2\x01x", 2) and is_unreferenced(b"\2\x01x", 1)
 
 
-@pytest.mark.skipif(decode._load("decord") is None, reason="no decord")
+@pytest.mark.skipif(libraries.load("decord") is None, reason="no decord")
 def test_decord_may_give_tensors(videos) -> None:
     """pytorchvideo sets decord's bridge for the whole process."""
     import decord
@@ -689,7 +688,7 @@ def test_backends_agree_on_real_videos(shared_data, name) -> None:
     indices = [n - 1, 0, n // 2, n // 2 + 1]
     read = {}
     for decoder in ("auto", "pyav", "torchcodec"):
-        if decoder == "torchcodec" and (decode._load(decoder) is None or name.endswith("avi")):
+        if decoder == "torchcodec" and (libraries.load(decoder) is None or name.endswith("avi")):
             continue
         with open_video(shared_data / name, decoder) as video:
             assert (video.num_frames, video.height, video.width) == (n, height, width)
@@ -737,8 +736,8 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _pretend(monkeypatch, **modules) -> None:
-    load = decode._load
-    monkeypatch.setattr(decode, "_load", lambda name: modules[name] if name in modules else load(name))
+    load = libraries.load
+    monkeypatch.setattr(libraries, "load", lambda name: modules[name] if name in modules else load(name))
 
 
 def test_auto_is_pyav_where_torchcodec_does_not_load(videos, monkeypatch, caplog) -> None:
@@ -780,8 +779,8 @@ def test_a_failing_import_is_tried_once(monkeypatch, error) -> None:
         tries.append(name)
         raise error
 
-    monkeypatch.setattr(decode.importlib, "import_module", fail)
-    load = decode.functools.cache(decode._load.__wrapped__)
+    monkeypatch.setattr(libraries.importlib, "import_module", fail)
+    load = functools.cache(libraries.load.__wrapped__)
     assert load("torchcodec") is None and load("torchcodec") is None
     assert len(tries) == 1
 
@@ -851,10 +850,10 @@ def test_a_wrong_frame_from_torchcodec_is_noticed(videos, monkeypatch) -> None:
     _pretend(monkeypatch, torchcodec=types.SimpleNamespace(VideoDecoder=Late))
     with pytest.raises(VideoError, match=r"frame 0 comes at 0\.800 s, should at 0\.000 s"):
         open_video(videos["long_gop.mp4"], "torchcodec")
-    monkeypatch.setattr(decode._load("torchcodec"), "VideoDecoder", Short)
+    monkeypatch.setattr(libraries.load("torchcodec"), "VideoDecoder", Short)
     with pytest.raises(VideoError, match=r"finds \(0, 59\) as \(stream, frames\), should be \(0, 60\)"):
         open_video(videos["long_gop.mp4"], "torchcodec")
-    monkeypatch.setattr(decode._load("torchcodec"), "VideoDecoder", Stuck)
+    monkeypatch.setattr(libraries.load("torchcodec"), "VideoDecoder", Stuck)
     with open_video(videos["long_gop.mp4"], "torchcodec") as video:
         assert numbers(video.read([0, 1, 2])) == [0, 1, 2]
         with pytest.raises(VideoError, match=r"frame 4 comes at 0\.100 s, should at 0\.160 s"):
@@ -1173,7 +1172,7 @@ def test_a_large_image_is_reduced_in_strips() -> None:
 
 @pytest.mark.parametrize("decoder", BACKENDS)
 def test_few_large_frames_are_held(videos, decoder, monkeypatch) -> None:
-    monkeypatch.setattr(decode, "_HELD_BYTES", 2 * H * W * 3)
+    monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", 2 * H * W * 3)
     with open_video(videos["long_gop.mp4"], decoder) as video:
         if video.decoder == "torchcodec":
             asked, given_ = [], video._reader._video if decoder == "auto" else video._video
@@ -1187,7 +1186,7 @@ def test_few_large_frames_are_held(videos, decoder, monkeypatch) -> None:
 @pytest.mark.parametrize("decoder", BACKENDS)
 @pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG"), ("bt709", None)])
 def test_hdr_is_warned_of_once_per_process(tmp_path, decoder, transfer, name, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(decode, "_hdr_warned", False)
+    monkeypatch.setattr("video_gn.data.decode.stream._hdr_warned", False)
     options = {"x264-params": f"transfer={transfer}:colorprim=bt2020:colormatrix=bt2020nc"}
     paths = [write(tmp_path / f"{k}.mp4", [shaded()] * 2, "libx264", options) for k in range(2)]
     for path in paths:

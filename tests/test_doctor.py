@@ -155,7 +155,7 @@ def test_a_missing_decoder_matters_where_the_config_asks_for_it(monkeypatch):
     asking = HERE._replace(config=config(decoder="decord"))
     for target, status in ((HERE, "ok"), (asking, "error")):
         assert {line.name: line.status for line in packages.versions(target)}["decord"] == status
-    monkeypatch.setattr("video_gn.data.decode._load", lambda name: None)
+    monkeypatch.setattr("video_gn.data.decode.libraries.load", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert [line.status for line in decoders.decoder("decord", HERE)] == ["ok"]
     (line,) = decoders.decoder("decord", asking)

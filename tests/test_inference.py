@@ -24,7 +24,7 @@ from tests.test_decode import without_frame
 from tests.test_train import tool
 from tests.untrained import write_untrained
 from video_gn import inference, predict
-from video_gn.data import decode
+from video_gn.data import packets
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.motion import CLASSES
 from video_gn.distributed.world import World
@@ -370,8 +370,8 @@ def test_files_of_long_names_are_written_under_shortened_ones(classifier, videos
 @pytest.mark.parametrize("lost", [47, 71])
 def test_all_frames_of_a_video_that_has_one_less(tmp_path, lost, monkeypatch):
     """A packet holds no frame: found out in the middle of the video, and in what is read last."""
-    index = decode.index_packets
-    monkeypatch.setattr(decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
+    index = packets.index_packets
+    monkeypatch.setattr(packets, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
     source = write(tmp_path / "source.mkv", range(80), "mpeg4", codec_options={"g": "12", "bf": "0"})
     path = tmp_path / "lost.avi"
     remux(source, path, lambda n, packet: without_frame(packet) if n == lost else packet)

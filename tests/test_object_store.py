@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.test_decode import BACKENDS, backend, numbered, numbers, write
-from video_gn.data import decode, stores
+from video_gn.data import stores
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips
 from video_gn.data.decode import NotFetched, VideoError, open_video
 from video_gn.data.lists import Record, check_files, find_list
@@ -224,7 +224,7 @@ def test_odd_names_reach_the_server(videos, server) -> None:
 def test_decoders_are_told_no_url(videos, memory, monkeypatch) -> None:
     """FFmpeg would open https:// itself, without the retries."""
     seen = []
-    monkeypatch.setattr(decode.os.path, "abspath", lambda path: seen.append(path))
+    monkeypatch.setattr("os.path.abspath", lambda path: seen.append(path))
     for decoder in ("auto", "pyav"):
         open_video(f"{memory}/b.mp4", decoder).close()
     assert seen == []
