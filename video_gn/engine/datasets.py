@@ -306,13 +306,6 @@ def clip_spec(config: Config) -> ClipSpec:
     )
 
 
-def memory_format(config: Config) -> torch.memory_format:
-    """Of weights and input."""
-    if not config.train.channels_last:
-        return torch.contiguous_format
-    return torch.channels_last if config.dims == 2 else torch.channels_last_3d
-
-
 def decoder(config: Config) -> str:
     """What opens the files: data.decoder, or "image"."""
     return "image" if config.data.kind == "images" else config.data.decoder

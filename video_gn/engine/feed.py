@@ -13,10 +13,11 @@ from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
 from video_gn.distributed.precision import autocast_dtype
 from video_gn.distributed.world import World
-from video_gn.engine.datasets import memory_format, train_dataset, val_dataset
+from video_gn.engine.datasets import train_dataset, val_dataset
 from video_gn.engine.health import Unreadable
 from video_gn.engine.optim import BatchPlan
 from video_gn.errors import UserError
+from video_gn.models import memory_format
 from video_gn.tasks import Task
 
 

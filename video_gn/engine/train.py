@@ -32,7 +32,6 @@ from video_gn.engine.datasets import (
     decoder,
     fingerprint,
     list_warnings,
-    memory_format,
     read_records,
     read_train_records,
 )
@@ -45,7 +44,7 @@ from video_gn.engine.progress import LogWindow, announce, peak_memory_gib, progr
 from video_gn.engine.schedule import lr_factor
 from video_gn.engine.validate import validate
 from video_gn.errors import Preempted
-from video_gn.models import Network, build_network
+from video_gn.models import Network, build_network, memory_format
 from video_gn.norm.roles import precise_norms
 from video_gn.run.lock import hold_on_rank0
 from video_gn.run.log import Writers

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from video_gn.config import Config
-from video_gn.engine.datasets import memory_format
-from video_gn.models import Network, build_network
+from video_gn.models import Network, build_network, memory_format
 from video_gn.run import checkpoint as ckpt
 
 
