@@ -38,7 +38,7 @@ class Listed:
 
 
 def kinetics(root: str, csvs: Sequence[str], classes: str | None = None) -> Lists:
-    """Lists of the official csv files of Kinetics-400, 600 or 700 (``label,youtube_id,time_start,time_end,split``).
+    """Return lists of Kinetics' official csv files (400, 600 or 700; ``label,youtube_id,time_start,time_end,split``).
 
     A video is known by its file's name, ``ID_START_END`` or ``ID``, in whatever folder below ``root`` it lies; the
     label is the csv's. The class names are those of the csv files, sorted.
@@ -82,7 +82,7 @@ def kinetics(root: str, csvs: Sequence[str], classes: str | None = None) -> List
 
 
 def _read_kinetics(csvs: Sequence[str]) -> tuple[list[Listed], int]:
-    """The rows of all files, and how many were left out since an earlier one has the same id and start."""
+    """Return the rows of all files, and how many were left out since an earlier one has the same id and start."""
     rows: dict[tuple[str, int], Listed] = {}
     repeated = 0
     for file in csvs:
@@ -113,7 +113,7 @@ def _listed(row: dict[str, str | None], file: str, line: int) -> Listed:
 
 
 def _choose(row: Listed, same_id: Iterable[Video], taken: set[str]) -> str | None:
-    """The file of a row: one whose name tells the start, else of the split's or the class's folder, else the first."""
+    """Return a row's file: one whose name tells the start, else of the split's or class's folder, else the first."""
 
     def rank(video: Video) -> tuple[bool, bool, bool, str]:
         parts = PurePosixPath(video.path).parts[:-1]
@@ -129,7 +129,7 @@ def _choose(row: Listed, same_id: Iterable[Video], taken: set[str]) -> str | Non
 
 
 def ucf101(root: str, annotations: str, split: int = 1) -> Lists:
-    """Lists of UCF-101's official split 1, 2 or 3: train and test.
+    """Return lists of UCF-101's official split 1, 2 or 3: train and test.
 
     A video is known by its name without extension, so re-encoded copies are found, in whatever folder below ``root``.
 

@@ -74,7 +74,7 @@ def one_line(error: BaseException) -> str:
 
 
 def user_error_line(name: str, error: UserError) -> Line:
-    """An error line; the remedy is what follows the message's last semicolon."""
+    """Return an error line; the remedy is what follows the message's last semicolon."""
     text, semicolon, remedy = str(error).rpartition("; ")
     if not semicolon:
         return Line("error", name, str(error), "Correct the config or the list, then run this again.")

@@ -22,12 +22,12 @@ FPS = 25.0
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
+    """Return DejaVu Sans, which comes with matplotlib."""
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def shorten(text: str, width: float, size: int) -> str:
-    """The end of `text` that fits `width` pixels, after an ellipsis where it is cut."""
+    """Return the end of `text` that fits `width` pixels, after an ellipsis where it is cut."""
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength("…" + text) > width:
@@ -36,7 +36,7 @@ def shorten(text: str, width: float, size: int) -> str:
 
 
 def panel(title: str, bars: Sequence[tuple[str, float]], width: int) -> np.ndarray:
-    """A line of text, and below it a bar for each (name, score in [0, 1]): uint8 (height, width, 3)."""
+    """Draw a line of text, and below it a bar per (name, score in [0, 1]): uint8 (height, width, 3)."""
     size = min(max(width // 26, 11), 24)
     line = round(1.6 * size)
     image = Image.new("RGB", (width, line * (1 + len(bars)) + size // 2), PAPER)
@@ -55,7 +55,7 @@ def panel(title: str, bars: Sequence[tuple[str, float]], width: int) -> np.ndarr
 
 
 def resized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A frame uint8 (h, w, 3) at another size."""
+    """Return a frame uint8 (h, w, 3) at another size."""
     if frame.shape[:2] == (height, width):
         return frame
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))

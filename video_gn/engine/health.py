@@ -155,7 +155,7 @@ def _check_in_flight(folder: Path, root: str, decoder: str, seconds: float) -> N
 
 
 def _decode(path: str, decoder: str) -> None:
-    """Runs in a child process."""
+    """Decode a video to its end, in a child process."""
     with open_file(path, decoder) as video:
         for _ in video.frames():
             pass

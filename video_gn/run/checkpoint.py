@@ -18,7 +18,7 @@ from video_gn.models.weights.unpickling import Refused, load_torch
 
 Checkpoint = dict[str, Any]
 """model, optimizer, step, best_error, config (nested dict of the resolved config), class_names (by label), lists (see
-`train.fingerprint`) and loop (what else `train.Trainer` needs to go on)."""
+`train.fingerprint`) and loop (what else `train.Trainer` needs to resume)."""
 
 LAST, BEST = "last.pt", "best.pt"
 ELSEWHERE = "choose another output_dir"

@@ -46,7 +46,7 @@ SAME_RESULT = (FREE_TO_CHANGE - {"data.train_list", "data.val_list", "data.quara
 
 
 def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] | None = None) -> Checkpoint | None:
-    """Make or reopen the run's folder; returns the checkpoint to go on from, if there is one.
+    """Make or reopen the run's folder; return the checkpoint to resume from, if there is one.
 
     Args:
         lists: hash of each data list, as `Checkpoint` holds them.
@@ -78,7 +78,7 @@ def save_last(folder: Path, state: Checkpoint, keep: int) -> None:
 
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
-    """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
+    """Return the checkpoint to resume from, after checking that the folder is this experiment's or new."""
     if not folder.is_dir() or all(path.name == LOCK or is_temporary(path) for path in folder.iterdir()):
         return None  # at most, a start was killed before it had written the first file
     checkpoints = folder / "checkpoints"

@@ -32,7 +32,7 @@ KINDS = {"train": "train", "system": "train", "epoch": "epoch", "val": "epoch", 
 class Writers:
     """Writes one run's records; use as a context manager.
 
-    A run that goes on keeps the first `lines` records, which are those before its checkpoint, and drops the later ones,
+    A run that resumes keeps the first `lines` records, which are those before its checkpoint, and drops the later ones,
     which it is about to do again. TensorBoard's file is made anew from them, since a kill takes what was still queued.
     """
 
@@ -43,7 +43,7 @@ class Writers:
         self.lines = len(kept)
         self.log = self.path.open("a", encoding="utf-8")
         stale = [path for path in folder.glob(EVENTS) if not path.is_dir()]
-        with self._told():
+        with self._reported():
             self.tensorboard = SummaryWriter(str(folder), purge_step=1)  # for a TensorBoard that is showing the run
             for record in kept:
                 self._show(record)
@@ -62,7 +62,7 @@ class Writers:
         """
         record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3)}
         finite = {name: _rounded(value) for name, value in values.items()}
-        with self._told():
+        with self._reported():
             self.log.write(json.dumps(record | finite) + "\n")
             self.log.flush()
             self._show(record | finite)
@@ -70,7 +70,7 @@ class Writers:
 
     def sync(self) -> None:
         """Make the records survive a power cut, before a checkpoint that counts on them."""
-        with self._told():
+        with self._reported():
             os.fsync(self.log.fileno())
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Writers:
             self.tensorboard.add_scalar(name, math.nan if value is None else value, record["step"], record.get("time"))
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -98,7 +98,7 @@ class Writers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for writer in (self.log, self.tensorboard):
-            with contextlib.suppress(OSError) if error else self._told():
+            with contextlib.suppress(OSError) if error else self._reported():
                 writer.close()
 
 
@@ -174,7 +174,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> Config:
-    """A run's resolved config: config.yaml, else the text in its event files.
+    """Return a run's resolved config: config.yaml, else the text in its event files.
 
     Raises:
         UserError: there is neither, or it is no config.
@@ -189,7 +189,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _read_events(folder: Path) -> list[dict[str, Any]]:
-    """Records from TensorBoard's scalars, which are float32: a kind's values of one moment are a record."""
+    """Return records from TensorBoard's scalars, which are float32: a kind's values of one moment are a record."""
     events = _events(folder)
     tags = events.Tags()["scalars"]
     epochs = {(e.wall_time, e.step): e.value for e in events.Scalars(EPOCH)} if EPOCH in tags else {}
