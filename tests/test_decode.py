@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import random
-import struct
 import types
 from dataclasses import replace
 from fractions import Fraction
@@ -23,6 +22,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import field_coded
+from tests.numbered_videos import (
+    BACKENDS,
+    H,
+    W,
+    backend,
+    numbered,
+    numbers,
+    remux,
+    shaded,
+    shape_pixels,
+    turn,
+    without_frame,
+    write,
+)
 from video_gn.data import packets
 from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video
 from video_gn.data.decode.pyav import PyAVReader
@@ -32,7 +45,6 @@ from video_gn.errors import UserError
 
 av = pytest.importorskip("av")
 
-H, W, BARS = 64, 96, 8
 B_FRAMES = {"g": "250", "bf": "3", "b-adapt": "0", "sc_threshold": "0"}
 FILES = {  # name: (frames, codec, options)
     "long_gop.mp4": (60, "libx264", B_FRAMES),
@@ -76,50 +88,6 @@ REAL = {
     "kinetics_clips/flipping_a_pancake.mkv": (310, 240, 426),
     "kinetics_clips/R6llTwEh07w.mp4": (303, 256, 340),
 }
-
-
-def backend(name: str):
-    """A parameter that skips where this decoder cannot be loaded."""
-    return pytest.param(name, marks=pytest.mark.skipif(libraries.load(name) is None, reason=f"no {name}"))
-
-
-BACKENDS = ["auto", backend("pyav"), backend("torchcodec")]
-
-
-def numbered(i: int, height: int = H, width: int = W) -> np.ndarray:
-    """An image with the binary digits of i as black and white bars."""
-    digits = np.array([255 * (i >> bit & 1) for bit in range(BARS)], dtype=np.uint8)
-    return np.broadcast_to(digits.repeat(width // BARS)[None, :, None], (height, width, 3)).copy()
-
-
-def numbers(frames: torch.Tensor) -> list[int]:
-    """The numbers that images (K, h, w, 3) carry."""
-    middle = frames[:, frames.shape[1] // 2].float().mean(-1).reshape(len(frames), BARS, -1).mean(-1)
-    return [sum(1 << bit for bit in range(BARS) if row[bit] > 128) for row in middle.tolist()]
-
-
-def write(path: Path, images, codec: str = "libx264", options: dict[str, str] | None = None) -> Path:
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=25, options=options or {})
-        for n, image in enumerate(images):
-            if n == 0:
-                stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        out.mux(stream.encode())
-    return path
-
-
-def remux(source: Path, target: Path, change) -> Path:
-    """Copy the packets that change(n, packet) returns (None drops one)."""
-    with av.open(str(source)) as given_, av.open(str(target), "w") as out:
-        video = given_.streams.video[0]
-        stream = out.add_stream_from_template(video)
-        for n, packet in enumerate(p for p in given_.demux(video) if p.size):
-            if (packet := change(n, packet)) is not None:
-                packet.stream = stream
-                out.mux(packet)
-    return target
 
 
 @pytest.fixture(scope="session")
@@ -213,15 +181,6 @@ def test_the_frame_rate(videos) -> None:
                 assert video.fps == pytest.approx(25, rel=1e-3)
 
 
-def _turn(path: Path, a: float, b: float, c: float, d: float) -> None:
-    """Write a display matrix into an mp4's track header: x' = a x + c y, y' = b x + d y."""
-    data = path.read_bytes()
-    at = data.index(b"tkhd") + 44  # version 0; the matrix follows flags, times, id, layer, group and volume
-    one = 1 << 16
-    matrix = struct.pack(">9i", *(round(value * one) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
-    path.write_bytes(data[:at] + matrix + data[at + 36 :])
-
-
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 @pytest.mark.parametrize(
     ("matrix", "shape", "corner"),  # where the top left corner of the stored picture is shown
@@ -236,7 +195,7 @@ def test_rotation_is_applied(tmp_path, decoder, matrix, shape, corner) -> None:
     image = np.zeros((H, W, 3), np.uint8)
     image[:16, :16] = 255
     path = write(tmp_path / "turned.mp4", [image] * 3)
-    _turn(path, *matrix)
+    turn(path, *matrix)
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == shape
         frame = video.read([1])[0]
@@ -342,17 +301,6 @@ def test_the_best_stream_is_read_not_the_first(tmp_path, decoder) -> None:
     with open_video(tmp_path / "two.mkv", decoder) as video:
         assert (video.height, video.width) == (H, W)
         assert numbers(video.read([7, 29])) == [7, 29]
-
-
-def without_frame(packet):
-    """A packet of MPEG-4's P picture, made one that is not coded."""
-    bits = "".join(f"{byte:08b}" for byte in bytes(packet)[4:10])
-    assert bits[:2] == "01" and bits[2:4] == "01"  # a P picture; the same second, a marker
-    bits = bits[:9] + "10" + "0"  # 5 bits of time, a marker, not coded; stuffing
-    bits += "1" * (-len(bits) % 8)
-    empty = av.Packet(bytes(packet)[:4] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
-    empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
-    return empty
 
 
 WITHOUT_FRAME = (11, 23)  # the last before a keyframe: no other frame refers to them
@@ -1006,14 +954,6 @@ ODD_ANGLES = {"30 degrees": (0.866, 0.5, -0.5, 0.866), "200 degrees": (-0.94, -0
 ODD_ANGLES |= {"sheared": (1, 0.5, 0.5, 1), "60 degrees": (0.5, 0.866, -0.866, 0.5), "of rank 1": (1, 1, 1, 1)}
 
 
-def shaded(height: int = H, width: int = W) -> np.ndarray:
-    """A smooth picture that no turn or mirror leaves as it is."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([40 + 150 * x / width, 40 + 150 * y / height, 40 + 90 * (x / width + y / height)], -1).astype(
-        np.uint8
-    )
-
-
 def difference(image: torch.Tensor, expected: np.ndarray) -> float:
     assert image.shape == expected.shape
     return float(np.abs(image.numpy().astype(float) - expected).mean())
@@ -1024,7 +964,7 @@ def difference(image: torch.Tensor, expected: np.ndarray) -> float:
 def test_all_orientations(tmp_path, decoder, name) -> None:
     matrix, change = MIRRORS[name]
     path = write(tmp_path / "video.mp4", [shaded()] * 3)
-    _turn(path, *matrix)
+    turn(path, *matrix)
     expected = change(shaded())
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == expected.shape[:2]
@@ -1039,7 +979,7 @@ def test_all_orientations(tmp_path, decoder, name) -> None:
 def test_other_angles_turn_the_picture_inside_its_frame_as_ffmpegs_filter(tmp_path, decoder, name) -> None:
     a, b, c, d = ODD_ANGLES[name]
     path = write(tmp_path / "video.mp4", [shaded()] * 3)
-    _turn(path, a, b, c, d)
+    turn(path, a, b, c, d)
     angle = round(np.degrees(np.arctan2(b / np.hypot(b, d), a / np.hypot(a, c))))
     graph = av.filter.Graph()
     source = av.VideoFrame.from_ndarray(shaded(), format="rgb24")
@@ -1079,22 +1019,6 @@ def test_an_orientation_that_the_codec_bears(tmp_path, decoder, how, change) -> 
         assert difference(video.read([1])[0], change(shaded())) < 3
 
 
-def _shape_pixels(path: Path, container: tuple[int, int] | None = None) -> Path:
-    """Write a video whose codec says 4:3 of its pixels, and whose MP4 container says `container` (None: 4:3, too)."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(shaded(), format="rgb24")))
-        out.mux(stream.encode())
-    if container is not None:
-        data = path.read_bytes()
-        at = data.index(b"pasp") + 4
-        path.write_bytes(data[:at] + struct.pack(">II", *container) + data[at + 8 :])
-    return path
-
-
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 @pytest.mark.parametrize(
     ("container", "width"),  # of 96 stored pixels
@@ -1112,7 +1036,7 @@ def _shape_pixels(path: Path, container: tuple[int, int] | None = None) -> Path:
     ],
 )
 def test_the_width_is_scaled_so_that_pixels_are_square(tmp_path, decoder, container, width) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", container)  # the container's goes before the codec's
+    path = shape_pixels(tmp_path / "video.mp4", container)  # the container's goes before the codec's
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (64, width)
         assert difference(video.read([1])[0], shaded(64, width)) < 3
@@ -1121,17 +1045,17 @@ def test_the_width_is_scaled_so_that_pixels_are_square(tmp_path, decoder, contai
 
 @pytest.mark.parametrize("decoder", BACKENDS)
 def test_the_codecs_ratio_counts_where_the_container_has_none(tmp_path, decoder) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", (0, 1))
+    path = shape_pixels(tmp_path / "video.mp4", (0, 1))
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (64, 128)
-    with open_video(_shape_pixels(tmp_path / "video.h264"), "pyav") as video:
+    with open_video(shape_pixels(tmp_path / "video.h264"), "pyav") as video:
         assert (video.height, video.width) == (64, 128)
 
 
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 def test_the_stored_width_of_a_turned_video_is_its_displayed_height(tmp_path, decoder) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", (3, 2))
-    _turn(path, 0, 1, 1, 0)
+    path = shape_pixels(tmp_path / "video.mp4", (3, 2))
+    turn(path, 0, 1, 1, 0)
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (144, 64)
         assert difference(video.read([1])[0], shaded(64, 144).transpose(1, 0, 2)) < 3

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.helpers import HANG, children, is_running, wait_until
-from tests.test_train import tool
+from tests.tiny_runs import tool
 from video_gn import doctor
 from video_gn.config import Config, load_config, parse_config
 from video_gn.doctor import Check, Line, Target, capacity, decoders, folders, gpu, packages, ranks, run_check

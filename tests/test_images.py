@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import vgg
 from torchvision.transforms.v2 import functional as tv
 
-from tests.test_inflate import speak
-from tests.test_train import ROOT, run
+from tests.helpers import smooth
+from tests.networks import speak
+from tests.tiny_runs import ROOT, TINY_IMAGES, run
 from video_gn.config import load_config
 from video_gn.data import augment, dataset
 from video_gn.data.dataset import ClipSpec, TrainClips
@@ -35,26 +35,6 @@ from video_gn.models.inflate import initialize
 from video_gn.models.vgg import VGG
 from video_gn.run.plots import plot_percentiles
 from video_gn.study import load_study, plan_runs
-
-
-def smooth(height: int, width: int, seed: int) -> np.ndarray:
-    """A picture without fine detail, so that JPEG and scaling change it little."""
-    small = np.random.default_rng(seed).integers(40, 215, (4, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """train/ and val/ of 3 classes told apart by colour."""
-    root = tmp_path_factory.mktemp("tree")
-    for split, count in (("train", 8), ("val", 3)):
-        for label, name in enumerate(("ant", "bee", "wasp and hornet")):
-            (root / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = smooth(50, 60, 100 * label + k).copy()
-                pixels[..., label] = 250
-                Image.fromarray(pixels).save(root / split / name / f"{k}.jpg", quality=95)
-    return root
 
 
 def test_records_are_those_of_image_folder(tree):
@@ -269,21 +249,9 @@ def test_an_image_is_a_clip_of_one_frame(tree):
     assert (view.height, view.width, view.box[2:]) == (32, 32, (40, 40))  # 32 of 40, of a 50 pixel short side
 
 
-TINY = """
-output_dir: {out}
-device: cpu
-model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 3, stem: slowfast, dropout: 0}}
-data: {{kind: images, root: {root}, train_list: train, val_list: val, test_list: val, frames: 1, crop: 32, workers: 0,
-  area: [0.5, 1.0], colour_jitter: 0.2, lighting: 0.1}}
-optim: {{lr: 0.05, reference_batch: 8, schedule: cosine}}
-train: {{epochs: 8, clips_per_gpu: 4, global_batch: 8}}
-test: {{views: center, clips: 1, short_side: 36}}
-"""
-
-
 @pytest.mark.parametrize("change", [[], ["model.norm=bn"], ["model.arch=vgg16", "model.blocks=null", "optim.lr=0.01"]])
 def test_the_same_tools_train_and_score_images(tree, tmp_path, change):
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     folder = run(load_config(tmp_path / "tiny.yaml", change))
     epochs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     last = [r for r in epochs if r["kind"] == "epoch"][-1]
@@ -302,7 +270,7 @@ def test_the_reported_figure_is_the_median_of_the_last_5_epochs(tree, tmp_path, 
     monkeypatch.setattr(
         Trainer, "evaluate", lambda self: ({"loss": 1.0, "top1_error": next(given), "top5_error": 0.0, "clips": 9}, 0)
     )
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     folder = run(load_config(tmp_path / "tiny.yaml", ["train.epochs=6"]))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [r["val/top1_error"] for r in log if r["kind"] == "epoch"] == errors
@@ -358,7 +326,7 @@ def test_vgg16_is_torchvisions_with_a_norm_after_each_convolution(norm):
 
 def test_a_group_norm_net_from_a_batch_norm_nets_weights_says_what_it_leaves(tree, tmp_path, capsys):
     """What fits nowhere ends the run at its start unless model.init_drop names it; then it is listed."""
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "bn", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "bn", root=tree))
     last = run(load_config(tmp_path / "tiny.yaml", ["model.norm=bn", "train.epochs=1"])) / "checkpoints" / "last.pt"
     options = ["train.epochs=1", f"model.init_from={last}"]
     with pytest.raises(UserError, match="fit nowhere: 34 .stem.norm.running_mean"):  # of 1 + 4 x 4 norms, 2 each
@@ -371,7 +339,7 @@ def test_a_group_norm_net_from_a_batch_norm_nets_weights_says_what_it_leaves(tre
 
 
 def test_config_rules_of_images(tmp_path, tree):
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     for change, words in (
         ("data.frames=8", "frames is 8"),
         ("test.views=full", "test.views center"),
@@ -384,7 +352,7 @@ def test_percentiles_of_a_layer_are_logged(tree, tmp_path):
     """Of VGG-16's last convolution; checked against NumPy on the same images through the checkpoint's own net."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     options = ["model.arch=vgg16", "train.epochs=1", "train.percentiles_of=conv.12", "train.clips_per_gpu=4"]
     config = load_config(tmp_path / "tiny.yaml", options)
     folder = run(config)

@@ -20,8 +20,8 @@ from torch import nn
 
 import video_gn
 from tests.bad_videos import number_of, remux, write
-from tests.test_decode import without_frame
-from tests.test_train import tool
+from tests.numbered_videos import without_frame
+from tests.tiny_runs import tool
 from tests.untrained import write_untrained
 from video_gn import inference, predict
 from video_gn.data import packets

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_decode import BACKENDS, backend, numbered, numbers, write
+from tests.numbered_videos import BACKENDS, backend, numbered, numbers, write
 from video_gn.data import stores
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips
 from video_gn.data.decode import NotFetched, VideoError, open_video

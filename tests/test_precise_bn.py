@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_distributed import run_ranks
+from tests.helpers import run_ranks
 from video_gn.data.motion import write_dataset
 from video_gn.distributed.world import World
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn

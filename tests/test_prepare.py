@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import HANG, session, wait_until
-from tests.test_decode import _shape_pixels, _turn, numbered, numbers, shaded, write
+from tests.numbered_videos import numbered, numbers, shaded, shape_pixels, turn, write
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, read_list
 from video_gn.data.prepare import check, check_list, in_children, prepare_list, read_report
@@ -504,8 +504,8 @@ def test_real_videos(shared_data, tmp_path, name, short_side, size):
     ],
 )
 def test_orientation_and_ratio_are_baked_in(tmp_path, matrix, ratio, size, change):
-    path = _shape_pixels(tmp_path / "video.mp4", ratio)
-    _turn(path, *matrix)
+    path = shape_pixels(tmp_path / "video.mp4", ratio)
+    turn(path, *matrix)
     row = encode_video(str(path), tmp_path / "out.mp4", 256)
     assert (row["height"], row["width"]) == size
     with av.open(str(tmp_path / "out.mp4")) as container:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_train import TINY, tool
+from tests.tiny_runs import TINY, tool
 from video_gn import show_clips as module
 from video_gn.config import Config, load_config
 from video_gn.data.decode import open_video

@@ -14,8 +14,7 @@ import torch
 import yaml
 
 from tests.helpers import HANG
-from tests.test_train import TINY, launch
-from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny videos
+from tests.tiny_runs import TINY, launch
 from video_gn import study as studies
 from video_gn.config import parse_config, to_yaml
 from video_gn.data.loader import WorkerLost

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.helpers import HANG
-from tests.test_atomic import files_up_to, read_only
-from tests.test_train import TINY, launch, tool
+from tests.helpers import HANG, files_up_to, read_only
+from tests.tiny_runs import TINY, launch, tool
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine import test as testing
