@@ -84,9 +84,9 @@ def test_the_sheet_shows_the_decoded_pixels(config_file, videos, tmp_path, drawn
 
 
 def test_it_says_what_the_augmentation_did(config_file, tmp_path, drawn):
-    settings = ["data.flip=1", "data.colour_jitter=0.3", "data.short_side=[64,64]", "test.views=three"]
+    settings = ["data.flip=1", "data.color_jitter=0.3", "data.short_side=[64,64]", "test.views=three"]
     show_clips(config(config_file, *settings), tmp_path / "x.png", train=1, test=1)
-    assert drawn[0].strips[0].title.endswith("16 x 16 px to 32, flipped, colours changed")
+    assert drawn[0].strips[0].title.endswith("16 x 16 px to 32, flipped, colors changed")
     assert [strip.title.rsplit("   ", 1)[1] for strip in drawn[1].strips] == [
         f"view {view} of 3" for view in (1, 2, 3) for _ in range(4)
     ]
@@ -125,7 +125,7 @@ def test_shown_undoes_the_normalization(config_file):
     assert len(shown(clip, settings, 50)) == 5
 
 
-def test_statistics_are_by_colour():
+def test_statistics_are_by_color():
     clips = torch.stack([torch.full((2, 1, 2), value) for value in (0.0, 1.0, -2.0)])[None]
     clips[0, 0, 0] = 2.0
     assert statistics([clips]) == (
