@@ -49,6 +49,8 @@ class Strip:
     title: str
     frames: np.ndarray
     """uint8 (n, H, W, 3)."""
+    note: str = ""
+    """A second line below the title."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,13 @@ def _train_section(config: Config, records: list[Record], names: list[str], coun
         clips = clips[: count - len(strips)]
         batches.append(clips)
         for item, clip, row in zip(items, clips, shares, strict=False):
-            how = _how(item)
+            note = ""
             if mix is not None:
                 parts = [f"{share:.2f} of {_called(records[other.index], names)} {records[other.index].path}"
                          for other, share in zip(items, row.tolist(), strict=True) if share]  # fmt: skip
-                how.append(f"{'mixup' if mix.box is None else 'CutMix'}: {', '.join(parts)}")
-            title = f"{_called(records[item.index], names)}   {records[item.index].path}   {', '.join(how)}"
-            strips.append(Strip(title, shown(clip, config, frames)))
+                note = f"{'mixup' if mix.box is None else 'CutMix'}: {', '.join(parts)}"
+            title = f"{_called(records[item.index], names)}   {records[item.index].path}   {_how(item)}"
+            strips.append(Strip(title, shown(clip, config, frames), note))
     heading = f"training clips of {config.data.train_list}, after augmentation"
     return Section(heading, statistics(batches), strips)
 
@@ -124,11 +126,11 @@ def _micro_batches(config: Config, records: list[Record], count: int) -> Iterato
             yield items, mix if len(items) == size else None  # training ends where a clip is missing
 
 
-def _how(item: Clips) -> list[str]:
+def _how(item: Clips) -> str:
     """Say what became of a training clip: its cut, and each augmentation that changed it."""
     view = item.views[0]
     changes = [augmentation.describe(params) for augmentation, params in item.changes]
-    return [f"{view.box[3]} x {view.box[2]} px to {view.width}", *dict.fromkeys(filter(None, changes))]
+    return ", ".join([f"{view.box[3]} x {view.box[2]} px to {view.width}", *dict.fromkeys(filter(None, changes))])
 
 
 def _called(record: Record, names: Sequence[str]) -> str:
@@ -230,15 +232,18 @@ def _drawn(section: Section, width: int, columns: int, widest: int) -> Iterator[
     yield head
     for begin in range(0, len(section.strips), columns):
         row = section.strips[begin : begin + columns]
-        height = max(_cell(strip.frames[0])[1] for strip in row) + 2 * TEXT
+        lines = 2 * TEXT + any(strip.note for strip in row) * (TEXT + GAP)
+        height = max(_cell(strip.frames[0])[1] for strip in row) + lines
         image = Image.new("RGB", (width, height + GAP), PAPER)
         for column, strip in enumerate(row):
             left = GAP + column * widest
             room = (widest if columns > 1 else width) - 2 * GAP
-            ImageDraw.Draw(image).text((left, TEXT), shorten(strip.title, room, TEXT), INK, font(TEXT), "lm")
+            draw = ImageDraw.Draw(image)
+            draw.text((left, TEXT), shorten(strip.title, room, TEXT), INK, font(TEXT), "lm")
+            draw.text((left, 2 * TEXT + GAP), shorten(strip.note, room, TEXT), INK, font(TEXT), "lm")
             for frame in strip.frames:
                 size = _cell(frame)
-                image.paste(Image.fromarray(resized(frame, *size)), (left, 2 * TEXT))
+                image.paste(Image.fromarray(resized(frame, *size)), (left, lines))
                 left += size[0] + GAP
         yield image
 
