@@ -99,7 +99,7 @@ def test_the_judge(seen: Look | str, truth: Truth, wrong: bool) -> None:
 
 def test_test_clips_of_the_corpus(folder: Path, truths: dict[str, Truth]) -> None:
     """Two clips of 8 frames at stride 2, one at each end; a video that cannot be read is not scored, with a reason."""
-    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32), flip=0.5)
+    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32))
     records = [Record(name, 0) for name in truths]
     options = {"views": "full", "clips": 2, "clip_starts": "spread", "short_side": 32}
     clips = TestClips(records, str(folder), "auto", spec, **options)  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_test_clips_of_the_corpus(folder: Path, truths: dict[str, Truth]) -> Non
 
 def test_training_names_what_it_leaves_out(folder: Path, truths: dict[str, Truth]) -> None:
     """Validation never gives another video's clip; training gives one, and names what it could not read."""
-    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32), flip=0.5)
+    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32))
     refused = [name for name, truth in truths.items() if not truth.frames]
     records = [Record(name, 0) for name in [*refused, "whole.mp4"]]
     val = ValClips(records, str(folder), "auto", spec, seed=0)

@@ -24,7 +24,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> TestClips:
     lines = [line.rsplit(" ", 1) for line in (folder / "val.csv").read_text().splitlines()]
     records = [Record(path, int(label), number) for number, (path, label) in enumerate(lines[:4], 1)]
     records[3] = Record("gone.mp4", 1, 4)
-    spec = ClipSpec(frames=4, stride=2, crop=48, short_side=(48, 48), flip=0)
+    spec = ClipSpec(frames=4, stride=2, crop=48, short_side=(48, 48))
     return TestClips(records, str(folder), "pyav", spec, views="center", clips=2, clip_starts="spread", short_side=48)
 
 

@@ -69,6 +69,12 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert names(tmp_path) == {"best.pt"}
 
 
+def test_keys_that_have_been_renamed_have_their_present_names(tmp_path: Path) -> None:
+    """A checkpoint outlives them, and its run resumes."""
+    ckpt.save(tmp_path / "old.pt", {"model": {}, "step": 1, "config": {"data": {"colour_jitter": 0.4, "flip": 0.5}}})
+    assert ckpt.load(tmp_path / "old.pt")["config"] == {"data": {"color_jitter": 0.4, "flip": 0.5}}
+
+
 def test_save_last_keeps_the_one_before(tmp_path: Path) -> None:
     assert ckpt.load_last(tmp_path, warn=pytest.fail) is None
     for step in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Image folders: records, JPEGs decoded no larger than needed, section 4.1's crops and colours, training and test."""
+"""Image folders: records, JPEGs decoded no larger than needed, section 4.1's crops and colors, training and test."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_unreadable_images(tmp_path):
 
 def test_random_area_views():
     """8 to 100 % of the area, aspect 3/4 to 4/3, inside the image, anywhere."""
-    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), 0.5, keyed_rng(k)) for k in range(2000)]
+    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), keyed_rng(k)) for k in range(2000)]
     for top, left, height, width in (view.box for view in views):
         assert 0 <= top <= top + height <= 300
         assert 0 <= left <= left + width <= 400
@@ -200,51 +200,50 @@ def test_random_area_views():
     shares = np.array([v.box[2] * v.box[3] / 120_000 for v in views])
     assert shares.min() < 0.1
     assert shares.max() > 0.8
-    assert 0.45 < np.mean([v.flip for v in views]) < 0.55
-    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), 0, keyed_rng(0))
+    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), keyed_rng(0))
     assert thin.box == (0, 495, 10, 10)  # nothing fits in ten tries: the centered square
 
 
-def test_colours_are_torchvisions():
-    image = torch.rand(1, 6, 7, 3) * 100 + 60  # far enough from 0 and 255 that torchvision clamps nothing
-    chw = image.permute(0, 3, 1, 2) / 255
+def test_colors_are_torchvisions():
+    image = torch.rand(1, 3, 6, 7) * 100 + 60  # far enough from 0 and 255 that torchvision clamps nothing
     for name, function in (
         ("brightness", tv.adjust_brightness),
         ("contrast", tv.adjust_contrast),
         ("saturation", tv.adjust_saturation),
     ):
-        got = augment.change_colour(image, augment.Colour(((name, 1.3),), (0.0, 0.0, 0.0)))
-        expected = function(chw, 1.3).permute(0, 2, 3, 1) * 255
+        got = augment.ColorJitter(0.4).apply(image, ((name, 1.3),))
+        expected = function(image / 255, 1.3) * 255
         torch.testing.assert_close(got, expected, atol=0.1, rtol=1e-3)  # its gray weights have 4 digits
-    shifted = augment.change_colour(image, augment.Colour((), (0.1, 0.0, -0.1)))
-    torch.testing.assert_close(shifted - image, torch.tensor([25.5, 0.0, -25.5]).expand_as(image), atol=1e-4, rtol=0)
+    shifted = augment.Lighting(0.1).apply(image, (0.1, 0.0, -0.1))
+    expected = torch.tensor([25.5, 0.0, -25.5])[:, None, None].expand_as(image)
+    torch.testing.assert_close(shifted - image, expected, atol=1e-4, rtol=0)
 
 
-def test_random_colours():
+def test_random_colors():
     """Factors within 1 +- jitter, all orders; lighting's covariance is axes diag(std^2) axes^T x 0.01."""
-    colours = [augment.random_colour(0.4, 0.1, keyed_rng(k)) for k in range(3000)]
-    assert len({tuple(name for name, _ in c.factors) for c in colours}) == 6
-    factors = np.array([factor for c in colours for _, factor in c.factors])
+    jitters = [augment.ColorJitter(0.4).draw(keyed_rng(k), (8, 8)) for k in range(3000)]
+    assert len({tuple(name for name, _ in jitter) for jitter in jitters}) == 6
+    factors = np.array([factor for jitter in jitters for _, factor in jitter])
     assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
-    shifts = np.array([c.shift for c in colours])
+    shifts = np.array([augment.Lighting(0.1).draw(keyed_rng(k), (8, 8)) for k in range(3000)])
     axes = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     expected = 0.01 * axes @ np.diag(np.square([0.2175, 0.0188, 0.0045])) @ axes.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, atol=3e-5)
-    assert augment.random_colour(0, 0, keyed_rng(0)) is None
 
 
 def test_an_image_is_a_clip_of_one_frame(tree):
     records = read_image_folder("train", str(tree), 3)
-    spec = ClipSpec(1, 1, 32, (40, 40), 0.5, area=(0.08, 1.0), colour_jitter=0.4, lighting=0.1)
+    chosen = (augment.Flip(0.5), augment.ColorJitter(0.4), augment.Lighting(0.1))
+    spec = ClipSpec(1, 1, 32, (40, 40), chosen, area=(0.08, 1.0))
     clips = TrainClips(records, str(tree), "image", spec, seed=0, max_unreadable=0)
     first, again, later = clips[0, 3], clips[0, 3], clips[1, 3]
-    assert torch.equal(first.frames, again.frames) and (first.views, first.colour) == (again.views, again.colour)
-    assert first.colour != later.colour
+    assert torch.equal(first.frames, again.frames) and (first.views, first.changes) == (again.views, again.changes)
+    assert first.changes != later.changes
     assert first.clip_indices.tolist() == [[0]]
     center = dataset.TestClips(
         records, str(tree), "image", spec, views="center", clips=1, clip_starts="spread", short_side=40
     )[0]
-    assert center.colour is None
+    assert center.changes == ()
     (view,) = center.views
     assert (view.height, view.width, view.box[2:]) == (32, 32, (40, 40))  # 32 of 40, of a 50 pixel short side
 
@@ -287,7 +286,7 @@ def test_section_4_1_and_fb_resnet_torch_to_the_letter(path):
     config = load_config(path)
     data, optim, test = config.data, config.optim, config.test
     assert (data.area, data.crop, data.flip) == ((0.08, 1.0), 224, 0.5)
-    assert (data.colour_jitter, data.lighting) == (0.4, 0.1)
+    assert (data.color_jitter, data.lighting) == (0.4, 0.1)
     assert (optim.momentum, optim.nesterov, optim.schedule, optim.warmup_epochs) == (0.9, True, "steps", 0)
     assert optim.weight_decay == optim.norm_weight_decay == 1e-4
     assert (test.views, test.short_side, test.clips, config.train.eval_every) == ("center", 256, 1, 1)

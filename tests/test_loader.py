@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from tests.helpers import HANG, children, is_running, session, wait_until
 from video_gn.data import loader as loader_module
-from video_gn.data.augment import View
+from video_gn.data.augment import Flip, View
 from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.data.lists import Record
@@ -184,9 +184,10 @@ def item_of(index: int, seed: int = 0, clips: int = 1) -> Clips:
     """A cut of its own size, one view of random place and flip, frames wanted in any order and again."""
     rng = np.random.default_rng((seed, index))
     height, width = rng.integers(12, 30, 2).tolist()
-    view = View((1, 2, height - 3, width - 5), 8, 8, flip=bool(rng.integers(2)))
+    view = View((1, 2, height - 3, width - 5), 8, 8)
+    flip = bool(rng.integers(2))
     frames = torch.from_numpy(rng.integers(0, 256, (5, height, width, 3), dtype=np.uint8))
-    return Clips(index, 100 + index, frames, rng.integers(0, 5, (clips, 4)), [view])
+    return Clips(index, 100 + index, frames, rng.integers(0, 5, (clips, 4)), [view], changes=((Flip(0.5), flip),))
 
 
 def unreadable(index: int) -> Clips:
@@ -200,7 +201,7 @@ def reference(item: Clips) -> Tensor:
     (view,) = item.views
     images = item.frames.permute(0, 3, 1, 2).float() / 255
     images = tv.resized_crop(images, *view.box, [view.height, view.width], antialias=True)
-    images = tv.normalize(tv.hflip(images) if view.flip else images, list(MEAN), list(STD))
+    images = tv.normalize(tv.hflip(images) if item.changes[0][1] else images, list(MEAN), list(STD))
     return images[torch.from_numpy(item.clip_indices)].transpose(1, 2)
 
 
@@ -304,7 +305,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
+SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), augmentations=(Flip(0.5),))
 RECORDS = [Record(f"{n}.mkv", n) for n in range(8)]
 
 

@@ -253,7 +253,7 @@ def test_training_reads_from_a_store(videos, server, workers) -> None:
     """Through the DataLoader's processes; the bytes and thus the clips are those of the files."""
     for name, path in videos.items():
         server.files[f"/{name}"] = path.read_bytes()
-    spec = ClipSpec(frames=4, stride=2, crop=32, short_side=(40, 48), flip=0.5)
+    spec = ClipSpec(frames=4, stride=2, crop=32, short_side=(40, 48))
     records = [Record(name, n) for n, name in enumerate(videos)]
 
     def clips(root: str) -> list[Clips]:

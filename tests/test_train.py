@@ -219,14 +219,14 @@ def test_two_clips_of_each_video(trained, tmp_path, videos, monkeypatch):
     assert not torch.equal(weights(trained)["head.fc.weight"], weights(folder)["head.fc.weight"])
 
 
-@pytest.mark.parametrize("norm", ["gn", "bn"])
-def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
-    """The same passes and keys, so even BN (its batch is a pass) and dropout agree to float tolerance."""
-    single = tiny(tmp_path, videos, f"model.norm={norm}", "train.epochs=1")
+@pytest.mark.parametrize("change", [["model.norm=gn", "data.mixup=0.4", "data.cutmix=1"], ["model.norm=bn"]])
+def test_two_ranks_train_and_score_as_one(tmp_path, videos, change):
+    """The same micro-batches and keys, so even BN (its batch is one), dropout and mixing agree to float tolerance."""
+    single = tiny(tmp_path, videos, *change, "train.epochs=1")
     run(single)
     (tmp_path / "two").mkdir()
     tiny(tmp_path / "two", videos)
-    arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), f"model.norm={norm}", "train.epochs=1"]
+    arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), *change, "train.epochs=1"]
     for process in launch(2, *arguments):
         _, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err

@@ -33,7 +33,7 @@ output_dir: {out}
 device: cpu
 model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 3, stem: slowfast, dropout: 0}}
 data: {{kind: images, root: {root}, train_list: train, val_list: val, test_list: val, frames: 1, crop: 32, workers: 0,
-  area: [0.5, 1.0], colour_jitter: 0.2, lighting: 0.1}}
+  area: [0.5, 1.0], color_jitter: 0.2, lighting: 0.1}}
 optim: {{lr: 0.05, reference_batch: 8, schedule: cosine}}
 train: {{epochs: 8, clips_per_gpu: 4, global_batch: 8}}
 test: {{views: center, clips: 1, short_side: 36}}

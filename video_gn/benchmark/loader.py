@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from video_gn.benchmark import others
 from video_gn.benchmark.common import Call, Table, measure
 from video_gn.benchmark.videos import find_videos
+from video_gn.data.augment import Flip
 from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.lists import Record
 from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
@@ -27,7 +29,8 @@ def run(*, videos: Path | None, pyslowfast: Path | None, repeats: int, quick: bo
     torch.set_num_threads(1)
     if workers:  # forked, their CPU time is counted as that of this process's children
         multiprocessing.set_start_method("fork", force=True)
-    spec = ClipSpec(8, 2, 64, (72, 80), 0.5) if quick else ClipSpec(32, 2, 224, (256, 320), 0.5)
+    spec = ClipSpec(8, 2, 64, (72, 80)) if quick else ClipSpec(32, 2, 224, (256, 320))
+    spec = replace(spec, augmentations=(Flip(0.5),))
     batch, clips = (2, 4) if quick else (8, 32)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = list(itertools.islice(itertools.cycle(find_videos(videos, quick)), clips))

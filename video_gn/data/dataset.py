@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from video_gn.data.augment import (
+    Augmentation,
     Box,
-    Colour,
+    Change,
     View,
     area_reduction,
     cut,
+    draw_changes,
     eval_views,
     random_area_view,
-    random_colour,
     random_view,
     reduction,
     scaled,
@@ -33,7 +34,7 @@ from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
 
-TRAIN, VAL, ORDER, DROPOUT = range(4)  # streams of random numbers, so that no two draws share a key
+TRAIN, VAL, ORDER, DROPOUT, MIXING = range(5)  # streams of random numbers, so that no two draws share a key
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Clips:
     views: list[View]
     unreadable: tuple[VideoError, ...] = field(default=())
     """Videos that could not be read on the way; `frames` is empty when none could."""
-    colour: Colour | None = None
+    changes: tuple[Change, ...] = ()
+    """Augmentations, as drawn for these clips."""
 
     def pin_memory(self) -> Clips:
         """Called by the DataLoader: page-locked frames, for an asynchronous copy to the GPU."""
@@ -65,10 +67,8 @@ class ClipSpec:
     stride: int
     crop: int
     short_side: tuple[int, int]
-    flip: float
+    augmentations: tuple[Augmentation, ...] = ()
     area: tuple[float, float] | None = None
-    colour_jitter: float = 0.0
-    lighting: float = 0.0
 
 
 class _Videos(Dataset[Clips]):
@@ -129,20 +129,20 @@ class _Videos(Dataset[Clips]):
         frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
         label = self.records[index].label
         return [
-            Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
-            for (indices, _, colour), view in zip(chosen, views, strict=True)
+            Clips(index, label, *_part(frames.numpy(), wanted, indices, view), changes=changes)
+            for (indices, _, changes), view in zip(chosen, views, strict=True)
         ]
 
-    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, Colour | None]:
-        """Frames, view and change of colour of a random clip."""
+    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, tuple[Change, ...]]:
+        """Draw frames, view and augmentations of a random clip."""
         spec = self.spec
         start = random_start(video.num_frames, spec.frames, spec.stride, rng)
         if spec.area is None:
-            view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
+            view = random_view(video.height, video.width, spec.crop, spec.short_side, rng)
         else:
-            view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
-        colour = random_colour(spec.colour_jitter, spec.lighting, rng)
-        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
+            view = random_area_view(video.height, video.width, spec.crop, spec.area, rng)
+        changes = draw_changes(spec.augmentations, rng, (view.height, view.width))
+        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, changes
 
     def _reduction(self, video: VideoReader) -> int:
         """Of the frames in training: for the largest scale that may be drawn, so that all clips of a video share it."""
@@ -165,7 +165,7 @@ class TrainClips(_Videos):
     through one order of the N videos, of which epoch e takes part e mod k of k equal parts. So k epochs of M <= N
     positions (k divides M) meet M videos, each once and in k clips; the next k epochs leave out another N - M.
 
-    Start, scale, crop, flip and colour are drawn for each clip anew, as a function of (seed, e // k, video index, clip
+    Start, scale, crop and augmentations are drawn for each clip anew, as a function of (seed, e // k, video index, clip
     number) only, so another number of ranks or workers sees the same clips. A clip whose frames prove the video's
     number of frames wrong is drawn again, from the same key and the right number. An unreadable video's slot, with all
     its clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.

@@ -415,7 +415,7 @@ class DeviceBatches:
 
     def _clips(self, item: Clips) -> Tensor:
         frames = render(
-            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.colour, self.dtype
+            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.changes, self.dtype
         )
         clips = gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
         return clips if self.dims == 3 else clips.squeeze(2)

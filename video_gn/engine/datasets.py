@@ -14,9 +14,11 @@ import torch
 
 from video_gn.config import Config
 from video_gn.console import say
+from video_gn.data.augment import augmentations
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
+from video_gn.data.mixing import Mixing
 from video_gn.distributed.world import World
 from video_gn.engine.health import QUARANTINE
 from video_gn.errors import UserError
@@ -269,7 +271,8 @@ def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
     if config.data.kind == "images":
         clips = test_dataset(config, records)
     else:
-        clips = ValClips(records, config.data.root, decoder(config), clip_spec(config), seed=config.seed)
+        spec = clip_spec(config, validation=True)
+        clips = ValClips(records, config.data.root, decoder(config), spec, seed=config.seed)
     clips.quarantine = _run_quarantine(config)
     return clips
 
@@ -291,19 +294,17 @@ def test_dataset(config: Config, records: list[Record]) -> TestClips:
     return clips
 
 
-def clip_spec(config: Config) -> ClipSpec:
-    """The part of the `data` section that says how clips are cut."""
+def clip_spec(config: Config, *, validation: bool = False) -> ClipSpec:
+    """Return the part of the `data` section that says how clips are cut and augmented."""
     data = config.data
-    return ClipSpec(
-        data.frames,
-        data.stride,
-        data.crop,
-        data.short_side,
-        data.flip,
-        area=data.area,
-        colour_jitter=data.colour_jitter,
-        lighting=data.lighting,
-    )
+    chosen = augmentations(data, validation=validation)
+    return ClipSpec(data.frames, data.stride, data.crop, data.short_side, chosen, area=data.area)
+
+
+def mixing(config: Config) -> Mixing:
+    """Return how training clips of a micro-batch are mixed."""
+    data = config.data
+    return Mixing(data.mixup, data.cutmix, distance=data.clips_per_video)
 
 
 def decoder(config: Config) -> str:

@@ -190,9 +190,10 @@ class Trainer:
             batch = self.prefetched
             assert batch is not None
             self.feed.check(batch)
-            # Dropout is keyed by the micro-batch's position in the global batch, whichever rank runs it.
+            # Dropout and mixing are keyed by the micro-batch's position in the global batch, whichever rank runs it.
             position = index * self.world.size + self.world.rank
             torch.manual_seed(int(keyed_rng(self.config.seed, DROPOUT, self.step_done, position).integers(2**62)))
+            batch = self.feed.mixed(batch, self.step_done, position)
             # Forward and backward; ranks add their gradients in the last micro-batch only.
             last = index == self.plan.accumulation_steps - 1
             with contextlib.nullcontext() if last else self._no_sync():

@@ -81,7 +81,15 @@ def load(path: Path) -> Checkpoint:
     whole = whole and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in model.items())
     if not whole or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a checkpoint of video_gn (its config, model or names are something else)")
+    _rename_keys(checkpoint["config"])
     return checkpoint
+
+
+def _rename_keys(config: dict[str, Any]) -> None:
+    """Give the keys of a config their present names: checkpoints outlive them."""
+    data = config.get("data")
+    if isinstance(data, dict) and "colour_jitter" in data:
+        data["color_jitter"] = data.pop("colour_jitter")
 
 
 def exists(folder: Path) -> bool:
