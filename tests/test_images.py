@@ -59,7 +59,7 @@ def tree(tmp_path_factory) -> Path:
 
 def test_records_are_those_of_image_folder(tree):
     records = read_image_folder("train", str(tree), 3)
-    assert [(str(tree / r.path), r.label) for r in records] == ImageFolder(str(tree / "train")).samples
+    assert [(str(tree / r.path), r.target) for r in records] == ImageFolder(str(tree / "train")).samples
 
 
 def test_the_classes_are_those_that_were_trained(tree, tmp_path):

@@ -149,7 +149,7 @@ def test_long_line_is_cut(tmp_path: Path, content: str) -> None:
 
 def test_line_numbers_count_every_line(tmp_path: Path) -> None:
     records = read(tmp_path, "\ufeff# comment\r\n\r\npath,label\r\na.mp4 1\r\n\r\nb.mp4 2")
-    assert [(record.path, record.label, record.line) for record in records] == [("a.mp4", 1, 4), ("b.mp4", 2, 6)]
+    assert [(record.path, record.target, record.line) for record in records] == [("a.mp4", 1, 4), ("b.mp4", 2, 6)]
 
 
 @pytest.mark.parametrize("header", ["path,label", "path label", '"path","label"', "file , label", "id,name,label"])
@@ -182,7 +182,7 @@ HEADER = "label,youtube_id,time_start,time_end,split"
 )
 def test_kinetics_csv(tmp_path: Path, header: str, row: str, path: str, label: int) -> None:
     records = read(tmp_path, f"\ufeff{header}\r\n{row}\r\n", 5, NAMES)
-    assert [(record.path, record.label, record.line) for record in records] == [(path, label, 2)]
+    assert [(record.path, record.target, record.line) for record in records] == [(path, label, 2)]
 
 
 def test_bad_kinetics_rows(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_official_validation_list(shared_data: Path) -> None:
     records = read_list("kinetics-400_val.csv", str(lists), 400, names)
     assert len(records) == 19_906
     assert records[0] == Record("0wR5jVB-WPk_000417_000427.mp4", 0)
-    assert {record.label for record in records} == set(range(400))
+    assert {record.target for record in records} == set(range(400))
 
 
 # Files and their bytes
@@ -302,7 +302,7 @@ def test_any_bytes_give_records_or_a_user_error(header: bytes, content: bytes) -
             assert len(str(error).splitlines()) == 1
         else:
             assert records
-            assert all(record.path and 0 <= record.label < 10 for record in records)
+            assert all(record.path and 0 <= record.target < 10 for record in records)
             numbers = [record.line for record in records]
             assert numbers == sorted(set(numbers)) and numbers[0] >= 1
 
@@ -609,7 +609,7 @@ def test_lists_of_real_videos(shared_data: Path) -> None:
     assert (len(train), len(test)) == (529, 202)
     check_files(train + test, root, "train.csv")
     names = read_class_names("classes.txt", root, 6)
-    assert all(f"/{names[record.label]}/" in record.path for record in train + test)
+    assert all(f"/{names[record.target]}/" in record.path for record in train + test)
 
 
 def test_a_class_has_one_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from video_gn.data.formats import IMAGE_SUFFIXES, SUFFIXES
 
 LABEL_FIRST = re.compile(r"(\d+)[ \t]*[ \t,;][ \t]*(.*[^ \t,;\d\"'].*)")
-SEMICOLON = re.compile(r"(.*[^ \t;])[ \t]*;[ \t]*(\d+)")
+SEMICOLON = re.compile(r"(?!.*[ \t,]-?\d+(?:[ \t]*;[ \t]*-?\d+)+$)(.*[^ \t;])[ \t]*;[ \t]*(\d+)")  # not 3;17
 QUOTED_LINE = re.compile(r'"([^"]*[^" \t,;])[ \t]*[ \t,;][ \t]*(\d+)"')
 ENDS_IN_LABEL = re.compile(r"[ \t,;]-?\d+$")
 MORE_NUMBERS = re.compile(r"""([ \t,;]+["']?-?\d+(\.\d+)?["']?)+$""")

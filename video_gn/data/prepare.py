@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -42,6 +43,7 @@ from tqdm import tqdm
 from video_gn.children import end_with_client, kill
 from video_gn.data.decode import CountCorrected, VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
+from video_gn.data.targets import parse_several
 from video_gn.data.stores import is_url
 from video_gn.errors import UserError
 from video_gn.files.atomic import fitting_name
@@ -267,7 +269,8 @@ def _read(list_path: str, root: str) -> tuple[Path, list[Record]]:
         table = csv.DictReader(lines)
         if KINETICS_COLUMNS.issubset(table.fieldnames or ()):  # its labels are names
             names = {(row["label"] or "").strip() for row in table}
-    return file, read_list(str(file), root, 10**18, sorted(names), absolute_paths=True)
+    parse = partial(parse_several, num_classes=10**18)
+    return file, read_list(str(file), root, 10**18, sorted(names), absolute_paths=True, parse=parse)
 
 
 def _check_encoder() -> None:
