@@ -292,7 +292,9 @@ class Config(Section):
             if name != self.task and (given := [key for key, *_ in differences(type(options)(), options)]):
                 raise ValueError(f"{name}.{given[0]} is an option of task {name}, and task is {self.task}; change one")
         if self.task != "classification" and self.data.kind == "images":
-            raise ValueError(f"images have one label, their folder's, and task is {self.task}; set task: classification")
+            raise ValueError(
+                f"images have one label, their folder's, and task is {self.task}; set task: classification"
+            )
         if self.train.clips_per_gpu % self.data.clips_per_video:
             raise ValueError(
                 f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "

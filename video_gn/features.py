@@ -30,6 +30,7 @@ from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.targets import Target, parse_several, text_of
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.datasets import (
@@ -47,6 +48,7 @@ from video_gn.files.atomic import check_writable, is_temporary, make_folder, rep
 from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
+from video_gn.tasks import build_task
 
 Per = Literal["clip", "video"]
 Format = Literal["npz", "safetensors"]
@@ -63,7 +65,7 @@ class Row:
 
     path: str
     """As in the list."""
-    label: int
+    label: Target
     shard: str
     """File name in the folder."""
     row: int
@@ -192,12 +194,12 @@ class _Store:
         self._write(shard, np.concatenate([features for _, features, _ in videos]))
         first = 0
         for record, features, clips in videos:
-            self.rows.append(Row(record.path, record.label, shard, first, clips))
+            self.rows.append(Row(record.path, record.target, shard, first, clips))
             first += len(features)
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
-        lines.writerows([row.path, row.label, row.shard, row.row, row.clips] for row in self.rows)
+        lines.writerows([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
         write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
 
     def _write(self, name: str, features: np.ndarray) -> None:
@@ -215,9 +217,14 @@ def read_index(folder: str | Path) -> list[Row]:
     """The rows of a folder's index.csv, in its order."""
     with (Path(folder) / INDEX).open(newline="", encoding="utf-8") as file:
         return [
-            Row(line["path"], int(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
+            Row(line["path"], _label(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
             for line in csv.DictReader(file)
         ]
+
+
+def _label(text: str) -> Target:
+    """Read what `text_of` wrote; an index does not say its task, so one label is an integer."""
+    return int(text) if text.isdigit() else parse_several(text, ANY_LABEL)
 
 
 def read_shard(path: str | Path) -> np.ndarray:
@@ -308,7 +315,8 @@ def _records(config: Config) -> list[Record]:
     if data.class_names is not None:
         with suppress(UserError):  # only a csv of Kinetics needs them, and read_list says so
             names = class_names(config)
-    records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths)
+    parse = build_task(config, ANY_LABEL).parse
+    records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths, parse=parse)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, data.test_list)
     return records

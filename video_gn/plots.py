@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,21 @@ from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
 from video_gn.run.folder import SAME_RESULT
 from video_gn.run.log import read_config, read_log
+from video_gn.tasks import DEFAULT_TASK, TASKS
 
 matplotlib.use("Agg")  # files only: no display is needed
 
 ELSEWHERE = "give another --out"
 FILL = (0x4C / 255, 0x92 / 255, 0xDC / 255)  # of the confusion matrix, over the page's background
 MAX_NAMED, MAX_COUNTED = 40, 16  # classes: more are not named beside the matrix, more are not counted in it
-VAL = "val/top1_error"
-PANELS = (("epoch/train_top1_error", "training error (%)"), (VAL, "validation error, 1 clip (%)"))
 MAX_INSIDE, LEGEND_COLUMNS = 6, 3  # names of runs: more go below the figure
 NORM, BATCH, SEEDS = "model.norm", "train.clips_per_gpu", SAME_RESULT | {"seed"}
 
 
 def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Draw training and validation error against epochs, one curve a run, as Figure 4 does. Writes a picture.
+    """Draw training and validation against epochs, one curve per run, as Figure 4 does. Writes a picture.
+
+    What is drawn are the curves of the runs' tasks: for classification training and validation error.
 
     Args:
         names: of the runs (default: those of `labels`).
@@ -43,13 +44,14 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str
     """
     below = len(runs) > MAX_INSIDE
     rows = math.ceil(len(runs) / LEGEND_COLUMNS) if below else 0
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4 + 0.25 * rows), layout="constrained")
-    for run, name in zip(runs, names or labels(runs), strict=True):
-        epochs = read_epochs(Path(run))
-        for axis, (error, _) in zip(axes, PANELS, strict=True):
-            points = [(record["epoch"], record[error]) for record in epochs if record.get(error) is not None]
+    epochs = [read_epochs(Path(run)) for run in runs]
+    panels = _panels({tag for records in epochs for record in records for tag in record})
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4 + 0.25 * rows), layout="constrained")
+    for records, name in zip(epochs, names or labels(runs), strict=True):
+        for axis, (tag, _) in zip(axes, panels, strict=True):
+            points = [(record["epoch"], record[tag]) for record in records if record.get(tag) is not None]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
-    for axis, (_, title) in zip(axes, PANELS, strict=True):
+    for axis, (_, title) in zip(axes, panels, strict=True):
         _over_epochs(axis)
         axis.set(ylabel=title)
         if axis.lines and not below:  # a run without a validation has no points there
@@ -61,32 +63,51 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str
     return _write(figure, out)
 
 
+def _panels(tags: Set[str]) -> list[tuple[str, str]]:
+    """Return (tag, title) of the curves of all tasks that have logged one of these tags."""
+    found = [task for task in TASKS.values() if any(tag in tags for tag, _ in task.curves)]
+    return [curve for task in found or [TASKS[DEFAULT_TASK]] for curve in task.curves]
+
+
 def plot_by_norm(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw validation error against epochs, a panel a norm, a curve a batch size, as Figures 5 and 7 do.
+    """Draw what is monitored against epochs, one panel per norm, one curve per batch size, as Figures 5 and 7 do.
 
     Runs of one norm and batch size that differ in nothing but their seed are one curve, their mean; what else differs
     between them, such as the name of a list, is in the curves' names.
 
     Raises:
-        UserError: a folder is not a run, no epoch of it has ended, or `out` cannot be written.
+        UserError: a folder is not a run, no epoch of it has ended, two are of different tasks, or `out` cannot be
+            written.
     """
     settings = {run: flatten(read_config(run).model_dump(mode="json")) for run in map(Path, runs)}
+    tasks = sorted({values["task"] for values in settings.values()})
+    if len(tasks) > 1:
+        raise UserError(f"runs of tasks {' and '.join(tasks)} cannot share a figure; draw those of one task at a time")
+    monitored = TASKS[tasks[0]].monitored
     panels: dict[str, dict[str, list[dict[int, float]]]] = {values[NORM]: {} for values in settings.values()}
     for run, values in sorted(settings.items(), key=lambda item: -item[1][BATCH]):
         alike = [other for other in settings.values() if all(other[key] == values[key] for key in (NORM, BATCH))]
         varied = [key for key in values if key not in SEEDS and any(other[key] != values[key] for other in alike)]
         of = "images" if values["data.kind"] == "images" else "clips"
         name = ", ".join([f"{values[BATCH]} {of}/GPU", *(f"{key} {values[key]}" for key in varied)])
-        errors = {int(record["epoch"]): record[VAL] for record in read_epochs(run) if record.get(VAL) is not None}
-        panels[values[NORM]].setdefault(name, []).append(errors)
-    return plot_panels(panels, out)
+        panels[values[NORM]].setdefault(name, []).append(monitored_by_epoch(read_epochs(run), monitored.key))
+    return plot_panels(panels, out, monitored.name)
 
 
-def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], out: str | Path) -> Path:
-    """Draw validation error against epochs, in panels by name with curves by name: the mean of each curve's runs.
+def monitored_by_epoch(records: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """Return a number of the validation in percent by epoch, of the records of a log's epochs that have it."""
+    tag = f"val/{key}"
+    return {int(record["epoch"]): record[tag] for record in records if record.get(tag) is not None}
+
+
+def plot_panels(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], out: str | Path, monitored: str
+) -> Path:
+    """Draw what is monitored against epochs, in panels by name with curves by name: the mean of each curve's runs.
 
     Args:
-        panels: by panel and curve, the runs' errors (%) by epoch; a mean is of the epochs that all of them have.
+        panels: by panel and curve, the runs' numbers (%) by epoch; a mean is of the epochs that all of them have.
+        monitored: what they are of the validation: error.
 
     Raises:
         UserError: `out` cannot be written.
@@ -102,7 +123,7 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]
         axis.set(title=title)
         if axis.lines:
             axis.legend()
-    axes[0][0].set_ylabel("validation error (%)")
+    axes[0][0].set_ylabel(f"validation {monitored} (%)")
     return _write(figure, out)
 
 

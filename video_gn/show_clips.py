@@ -21,6 +21,7 @@ from video_gn.data.decode import check_decoder, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
+from video_gn.data.targets import name_of
 from video_gn.distributed.world import World
 from video_gn.draw import INK, PAPER, font, resized, shorten
 from video_gn.engine.datasets import class_names, read_records, read_train_records, test_dataset, train_dataset
@@ -90,7 +91,7 @@ def _train_section(config: Config, records: list[Record], names: list[str], coun
         record, view = records[item.index], item.views[0]
         how = [f"{view.box[3]} x {view.box[2]} px to {view.width}", *["flipped"] * view.flip]
         how += ["colours changed"] * (item.colour is not None)
-        title = f"{names[record.label]} ({record.label})   {record.path}   {', '.join(how)}"
+        title = f"{name_of(record.target, names)}   {record.path}   {', '.join(how)}"
         strips.append(Strip(title, shown(clips[0], config, frames)))
     heading = f"training clips of {config.data.train_list}, after augmentation"
     return Section(heading, statistics(batches), strips)
@@ -98,7 +99,7 @@ def _train_section(config: Config, records: list[Record], names: list[str], coun
 
 def _test_section(config: Config, dataset: TestClips, index: int, names: list[str], frames: int) -> Section:
     record = dataset.records[index]
-    heading = f"test clips ({protocol(config)}) of {record.path}   {names[record.label]} ({record.label})"
+    heading = f"test clips ({protocol(config)}) of {record.path}   {name_of(record.target, names)}"
     items = list(_read([dataset[index]]))
     if not items:
         return Section(heading, "cannot be read", [])

@@ -229,7 +229,7 @@ def write_dataset(
     if min(train_videos, val_videos, num_frames) < 1 or size < 32 or size % 2 or seed < 0 or shapes not in (1, 2):
         raise UserError(
             f"Got train_videos={train_videos}, val_videos={val_videos}, num_frames={num_frames}, size={size}, "
-            f"seed={seed}, shapes={shapes}: use at least one of each, an even size from 32, a seed from 0, 1 or 2 shapes."
+            f"seed={seed}, shapes={shapes}: use at least one of each, an even size from 32, a seed from 0, 1 or 2 shapes"
         )
     folder = Path(folder)
     counts = {"train_videos": train_videos, "val_videos": val_videos}
@@ -245,7 +245,7 @@ def write_dataset(
     record = json.dumps(parameters, indent=2) + "\n"
     write_text(begun, record, ELSEWHERE)  # an interrupted folder says what it holds
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES), ELSEWHERE)
-    jobs = []
+    jobs: list[Job] = []
     for split, (name, videos) in enumerate((("train", train_videos), ("val", val_videos))):
         lines = []
         for index in range(videos):

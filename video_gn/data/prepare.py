@@ -43,8 +43,8 @@ from tqdm import tqdm
 from video_gn.children import end_with_client, kill
 from video_gn.data.decode import CountCorrected, VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
-from video_gn.data.targets import parse_several
 from video_gn.data.stores import is_url
+from video_gn.data.targets import parse_several
 from video_gn.errors import UserError
 from video_gn.files.atomic import fitting_name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from video_gn.tasks.classification import Classification
 from video_gn.tasks.multilabel import MultiLabel
@@ -11,9 +11,12 @@ from video_gn.tasks.task import BadTarget, Figure, Metrics, Scored, Target, Task
 if TYPE_CHECKING:  # tasks need no pydantic
     from video_gn.config import Config
 
-__all__ = ["TASKS", "BadTarget", "Figure", "Metrics", "Scored", "Target", "Task", "build_task"]
+__all__ = ["DEFAULT_TASK", "TASKS", "BadTarget", "Figure", "Metrics", "Scored", "Target", "Task", "build_task"]
 
-TASKS: dict[str, type] = {"classification": Classification, "multilabel": MultiLabel}
+TASKS: dict[str, type[Any]] = {"classification": Classification, "multilabel": MultiLabel}
+
+DEFAULT_TASK = "classification"
+"""Of configs in files that are older than the key."""
 
 
 def build_task(config: Config, num_classes: int | None = None) -> Task:
