@@ -117,9 +117,10 @@ def read_list(
 
 def format_line(path: str, target: Target) -> str:
     """Return the line of a list that `read_list` reads as this path and target; the path has no line break."""
-    bare = path == path.strip(BLANKS) and path[0] not in '#"' and path[-1] not in ",;"
-    quoted = path if bare else '"' + path.replace('"', '""') + '"'
     text = text_of(target)
+    bare = path == path.strip(BLANKS) and path[0] not in '#"' and path[-1] not in ",;"
+    bare = bare and bool(text or not list_forms.ENDS_IN_LABEL.search(path))
+    quoted = path if bare else '"' + path.replace('"', '""') + '"'
     return f"{quoted} {text}" if text else f"{quoted},"
 
 
@@ -309,8 +310,10 @@ def _fields(line: str) -> tuple[str, str]:
     path, text = line[: max(cut, 0)].rstrip(BLANKS), line[cut + 1 :]
     if line[cut] != "," and path.endswith(","):  # "path, label"
         path = path[:-1].rstrip(BLANKS)
-    if not path and cut < 0 and not LABELS.fullmatch(text):  # a path only
+    if cut < 0 and not LABELS.fullmatch(text) and not list_forms.SEMICOLON.fullmatch(text):  # a path only
         return text, ""
+    if not text and list_forms.ENDS_IN_LABEL.search(path):
+        raise _BadLine('a comma follows the label; remove it, or put the path in quotes: `"path",`')
     return path, _unquoted(text)
 
 

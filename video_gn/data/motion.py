@@ -229,7 +229,7 @@ def write_dataset(
     if min(train_videos, val_videos, num_frames) < 1 or size < 32 or size % 2 or seed < 0 or shapes not in (1, 2):
         raise UserError(
             f"Got train_videos={train_videos}, val_videos={val_videos}, num_frames={num_frames}, size={size}, "
-            f"seed={seed}, shapes={shapes}: use at least one of each, an even size from 32, a seed from 0, 1 or 2 shapes"
+            f"seed={seed}, shapes={shapes}: use 1 or more, an even size from 32, a seed from 0, 1 or 2 shapes"
         )
     folder = Path(folder)
     counts = {"train_videos": train_videos, "val_videos": val_videos}

@@ -27,7 +27,7 @@ def load_network(
         UserError: the weights are those of another network than the config describes, or it was trained for another
             task.
     """
-    trained = checkpoint["config"].get("task", DEFAULT_TASK)
+    trained = checkpoint.get("config", {}).get("task", DEFAULT_TASK)
     if config.task != trained:
         raise UserError(f"{source}: task is {config.task}, and the network was trained for {trained}; leave task out")
     model = build_network(config)
