@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,6 @@ from video_gn.files.atomic import check_writable, is_temporary, make_folder, rep
 from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
-from video_gn.tasks import build_task
 
 Per = Literal["clip", "video"]
 Format = Literal["npz", "safetensors"]
@@ -107,7 +107,8 @@ def extract_features(
     that follows it. float32 `features` (rows, C), a row a clip or the mean of a video's clips.
 
     Args:
-        list_path: videos and labels as for training, any labels; an image folder for a net of images.
+        list_path: videos and labels as for training, any labels, one, several or none per video; an image folder for
+            a network of images.
         per: `clip` or `video`.
         overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
 
@@ -223,7 +224,7 @@ def read_index(folder: str | Path) -> list[Row]:
 
 
 def _label(text: str) -> Target:
-    """Read what `text_of` wrote; an index does not say its task, so one label is an integer."""
+    """Read what `text_of` wrote; one label is an integer, whatever the task."""
     return int(text) if text.isdigit() else parse_several(text, ANY_LABEL)
 
 
@@ -315,7 +316,7 @@ def _records(config: Config) -> list[Record]:
     if data.class_names is not None:
         with suppress(UserError):  # only a csv of Kinetics needs them, and read_list says so
             names = class_names(config)
-    parse = build_task(config, ANY_LABEL).parse
+    parse = partial(parse_several, num_classes=ANY_LABEL)  # and of another task's lists
     records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths, parse=parse)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, data.test_list)

@@ -298,9 +298,9 @@ def scores(runs: Sequence[Run]) -> Html:
             rows.append([*name, *_numbers(figures, run, r, intervals), _of(n, r["videos_listed"])])
         rows += _validation_row(run, figures)
     note = (
-        "Percent, with 95 % intervals: Wilson's of shares of the videos, such as top-1; else a bootstrap over the "
-        "videos. They say how far a score would move with other "
-        "videos, not with another seed. Validation scores one random clip per video under training augmentation."
+        "Percent, with 95 % intervals: Wilson's of a share of the videos; else a bootstrap over the videos "
+        "(of mean class accuracy, over those of each class). They say how far a score would move with "
+        "other videos, not with another seed. Validation scores one random clip per video under training augmentation."
     )
     head = ["run", "protocol", *(figure.name for figure in figures), "videos scored"]
     return Html(table(head, rows, text=2) + tag("p", note, class_="quiet"))

@@ -22,7 +22,7 @@ DEFAULT_TASK = "classification"
 def build_task(config: Config, num_classes: int | None = None) -> Task:
     """Return the task that a config names, with the options of its section.
 
-    `num_classes`: in place of model.num_classes, for lists whose labels are not the network's.
+    `num_classes`: in place of model.num_classes, where a file has others.
     """
     options = getattr(config, config.task)
     return TASKS[config.task](config.model.num_classes if num_classes is None else num_classes, **options.model_dump())
