@@ -91,7 +91,7 @@ def place(clips: Clips) -> tuple[int, int, int, int]:
 
 def same(one: Clips, other: Clips) -> bool:
     return (
-        (one.index, one.label, one.views, one.changes) == (other.index, other.label, other.views, other.changes)
+        (one.index, one.target, one.views, one.changes) == (other.index, other.target, other.views, other.changes)
         and torch.equal(one.frames, other.frames)
         and np.array_equal(one.clip_indices, other.clip_indices)
     )
@@ -126,7 +126,7 @@ def test_training_clips_show_the_frames_they_should(folder: Path, decoder: str) 
         for position in range(5):
             item = clips[epoch, position]
             assert item.index == order[position]
-            assert item.label == 10 + item.index
+            assert item.target == 10 + item.index
             check_random_clip(item, SPEC, LENGTHS[ALL[item.index].path])
 
 
@@ -200,7 +200,7 @@ def test_validation_clips_follow_the_rules_and_never_change(folder: Path) -> Non
     assert len(clips) == 5
     for index in (4, 1, 0, 3, 2):
         item = clips[index]
-        assert (item.index, item.label) == (index, 10 + index)
+        assert (item.index, item.target) == (index, 10 + index)
         check_random_clip(item, SPEC, LENGTHS[ALL[index].path])
         assert same(item, again[index])
     assert not all(same(clips[index], other[index]) for index in range(5))
@@ -228,7 +228,7 @@ def test_test_clips_show_the_frames_they_should(
     assert item.clip_indices.shape == (count, 4)
     assert item.clip_indices.dtype == np.int64
     assert len(item.frames) == len({frame for clip in expected for frame in clip})  # each frame once
-    assert (item.index, item.label, item.unreadable) == (0, 11, ())
+    assert (item.index, item.target, item.unreadable) == (0, 11, ())
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_an_unreadable_training_video_gives_its_slot_to_the_next_of_the_order(fo
                 passed.append(order[place_in_order])
                 place_in_order = (place_in_order + 1) % 5
             assert item.index == order[place_in_order]
-            assert item.label == 10 + item.index
+            assert item.target == 10 + item.index
             assert [error.path for error in item.unreadable] == [str(folder / names[index]) for index in passed]
             for error, index in zip(item.unreadable, passed, strict=True):
                 assert error.reason
@@ -359,7 +359,7 @@ def test_when_nothing_can_be_read_the_clips_are_empty(folder: Path, max_unreadab
     assert order.tolist() != [0, 1, 2]
     for position in range(3):
         item = clips[0, position]
-        assert (item.index, item.label) == (order[position], 10 + order[position])
+        assert (item.index, item.target) == (order[position], 10 + order[position])
         assert item.frames.numel() == 0
         assert item.frames.dtype == torch.uint8
         assert item.clip_indices.shape == (0, 4)
@@ -406,7 +406,7 @@ def test_evaluation_never_substitutes(folder: Path, name: str) -> None:
             assert clips[index].index == index
             assert clips[index].unreadable == ()
         item = clips[1]
-        assert (item.index, item.label) == (1, 11)
+        assert (item.index, item.target) == (1, 11)
         assert item.views == []
         assert item.frames.numel() == 0
         assert [error.path for error in item.unreadable] == [str(folder / name)]
@@ -628,7 +628,7 @@ def test_test_clips_are_those_of_the_corrected_count(monkeypatch: pytest.MonkeyP
     options = {"views": "full", "clips": 10, "clip_starts": "spread", "short_side": 24}
     item = module.TestClips([Record("0", 5)], "", "pyav", FAKE_SPEC, **options)[0]
     assert shown(item) == [[start + i * 3 for i in range(4)] for start in range(0, 20, 2)]  # of 30 - 12 = 18
-    assert (item.label, item.unreadable) == (5, ())
+    assert (item.target, item.unreadable) == (5, ())
 
 
 @given(k=st.integers(1, 4), epoch=st.integers(0, 9), data=st.data())
@@ -658,7 +658,7 @@ def test_clips_of_a_video_are_drawn_one_after_the_other() -> None:
             box = (min(round(top / scale), 30 - side), min(round(left / scale), 50 - side), side, side)
             assert drawn(item) == (index, start, box, rng.random() < 0.5)
             assert item.views == [View((0, 0, side, side), 20, 20)]
-            assert item.label == 10 + index
+            assert item.target == 10 + index
 
 
 def test_two_clips_of_a_video_know_nothing_of_each_other() -> None:
@@ -709,7 +709,7 @@ def test_all_clips_of_an_unreadable_video_go_to_the_next_of_the_order(
         passed = list(itertools.takewhile(lambda index: index in broken, tries))
         readable = len(passed) <= limit
         expected = tries[len(passed)] if readable else tries[0]
-        assert [(item.index, item.label, bool(item.views)) for item in items] == [
+        assert [(item.index, item.target, bool(item.views)) for item in items] == [
             (expected, 10 + expected, readable)
         ] * k
         assert [error.path for error in items[0].unreadable] == [str(index) for index in passed]

@@ -210,7 +210,7 @@ def check_batches(batches: list[Batch], lists: list[list[Clips]], device: torch.
     for batch, items in zip(batches, lists, strict=True):
         read = [item for item in items if item.views]
         assert [item.index for item in batch.items] == [item.index for item in items]
-        assert batch.targets.tolist() == [item.label for item in read]
+        assert batch.targets.tolist() == [item.target for item in read]
         assert batch.targets.dtype == torch.int64
         assert len(batch.clips) == len(read)
         assert batch.clips.device.type == batch.targets.device.type == device.type
@@ -330,7 +330,7 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
         ]
         assert reports[0] == reports[1]
     # labels are the videos' own: label n is video n
-    assert all(item.label == item.index for batch in alone for item in batch.items)
+    assert all(item.target == item.index for batch in alone for item in batch.items)
     # an epoch takes each position once; the broken video's slot goes to another
     for epoch in (alone[:4], alone[4:8]):
         indices = [item.index for batch in epoch for item in batch.items]

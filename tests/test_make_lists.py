@@ -189,7 +189,7 @@ def test_ucf101(tmp_path, monkeypatch, capsys):
 def test_ucf101_of_real_videos(tmp_path, shared_data):
     source = shared_data / "ucf101_6"
     expected = {
-        name: [(r.path, r.label) for r in read_list(f"{name}.csv", str(source), 6)] for name in ("train", "test")
+        name: [(r.path, r.target) for r in read_list(f"{name}.csv", str(source), 6)] for name in ("train", "test")
     }
     listed = {name: [f"{p.split('/', 1)[1][:-4]}.avi" for p, _ in lines] for name, lines in expected.items()}
     classes = (source / "classes.txt").read_text().split()

@@ -265,4 +265,4 @@ def test_training_reads_from_a_store(videos, server, workers) -> None:
     remote = clips(server.url)
     assert len(local) == len(remote) == 4
     for a, b in zip(local, remote, strict=True):
-        assert a.label == b.label and a.unreadable == b.unreadable == () and torch.equal(a.frames, b.frames)
+        assert a.target == b.target and a.unreadable == b.unreadable == () and torch.equal(a.frames, b.frames)

@@ -206,8 +206,8 @@ def test_a_new_list_reads_as_its_paths(tmp_path_factory, entries, windows):
     new = new_list(folder / "old.csv", records, videos, bad)
     (folder / "new.csv").write_bytes(new.encode("utf-8"))
     found = read_list(str(folder / "new.csv"), ".", 99, absolute_paths=True)
-    kept = [(video.path, r.label) for video, r in zip(videos, records, strict=True) if r.path not in bad]
-    assert [(os.path.normpath(r.path), r.label) for r in found] == [(os.path.normpath(p), n) for p, n in kept]
+    kept = [(video.path, r.target) for video, r in zip(videos, records, strict=True) if r.path not in bad]
+    assert [(os.path.normpath(r.path), r.target) for r in found] == [(os.path.normpath(p), n) for p, n in kept]
 
 
 def test_a_list_with_bad_videos(root, tmp_path):
@@ -242,7 +242,7 @@ def test_again_and_with_another_list(root, tmp_path):
     text, bad = prepare_list(str(root / "val.csv"), out, str(root), short_side=32)
     assert text.startswith("1 done, 1 skipped (done before), 0 bad") and not bad
     assert (out / "val.csv").read_text() == "a.mp4,1\nsub/b.mp4,1\n./sub/b.mp4,0\n"  # encoded once, listed twice
-    assert [record.label for record in read_list(str(out / "val.csv"), str(out), 2)] == [1, 1, 0]
+    assert [record.target for record in read_list(str(out / "val.csv"), str(out), 2)] == [1, 1, 0]
     assert [row["path"] for row in table(out / "quarantine.csv")] == ["empty.mp4"]  # of the first list
     assert (out / "a.mp4").stat().st_mtime_ns == written
 

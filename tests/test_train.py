@@ -89,8 +89,8 @@ def test_the_monitored_error_is_that_of_the_net_in_evaluation(trained, videos):
         item = clips[k]
         frames = render(item.frames, item.views, (0.45,) * 3, (0.225,) * 3)
         logits = model(gather_clips(frames, torch.from_numpy(item.clip_indices)))
-        losses.append(F.cross_entropy(logits, torch.tensor([item.label])).item())
-        errors += logits.argmax().item() != item.label
+        losses.append(F.cross_entropy(logits, torch.tensor([item.target])).item())
+        errors += logits.argmax().item() != item.target
     last = [r for r in records(trained) if r["kind"] == "epoch"][-1]
     assert last["val/loss"] == pytest.approx(sum(losses) / 11, rel=1e-4)
     assert last["val/top1_error"] == pytest.approx(100 * errors / 11, rel=1e-4)

@@ -93,6 +93,13 @@ class ClassificationConfig(Section):
     """Share of the training target that is spread over all classes."""
 
 
+class MultilabelConfig(Section):
+    """Options of task multilabel: any number of labels per video."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Score from which a label is predicted."""
+
+
 class DataConfig(Section):
     """Where the videos or images are, and how clips are cut from them."""
 
@@ -243,7 +250,7 @@ class TrainConfig(Section):
 
 
 class TestConfig(Section):
-    """The test of a trained net: several clips a video, softmax averaged."""
+    """The test of a trained network: several clips per video, scores averaged."""
 
     views: Literal["center", "three", "full"] = "full"
     """`center`: one crop of data.crop; `three`: 3 crops of short_side; `full`: the whole frame, fully convolutional."""
@@ -278,9 +285,10 @@ class Config(Section):
     """`auto` goes on from the run folder's last whole checkpoint."""
     profile: bool = False
     """Write a trace of a few early steps into the run folder's profile/, for Perfetto or TensorBoard."""
-    task: Literal["classification"] = "classification"
-    """What a video's target is: one label."""
+    task: Literal["classification", "multilabel"] = "classification"
+    """What a video's target is: one label, or any number of them (docs/multilabel.md)."""
     classification: ClassificationConfig = ClassificationConfig()
+    multilabel: MultilabelConfig = MultilabelConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -295,6 +303,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        for name, options in (("classification", self.classification), ("multilabel", self.multilabel)):
+            if name != self.task and (given := [key for key, *_ in differences(type(options)(), options)]):
+                raise ValueError(f"{name}.{given[0]} is an option of task {name}, and task is {self.task}; change one")
+        if self.task != "classification" and self.data.kind == "images":
+            raise ValueError(
+                f"images have one label, their folder's, and task is {self.task}; set task: classification"
+            )
         if self.train.clips_per_gpu % self.data.clips_per_video:
             raise ValueError(
                 f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "

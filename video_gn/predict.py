@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,9 +44,11 @@ def predict_videos(
 ) -> None:
     """Print the `top` classes of each video and write the wanted pictures into `out`.
 
+    Where several labels may hold, all classes that are predicted to hold are printed, and marked.
+
     Args:
         gradcam: the layer to look at; None for no Grad-CAM.
-        as_json: print a JSON object a video, in place of lines `video, rank, name, score` between tabs.
+        as_json: print a JSON object per video, in place of lines `video, rank, name, score[, predicted]` between tabs.
 
     Raises:
         UserError: some videos cannot be read (raised after the others), two would write the same file.
@@ -67,7 +70,7 @@ def predict_videos(
             if as_json:
                 tqdm.write(_printable(json.dumps({"video": video, "error": error.reason}, ensure_ascii=False)))
             continue
-        tqdm.write(_printable(_answer(video, classifier.ranked(scores, top), files, as_json)))
+        tqdm.write(_printable(_answer(classifier, video, scores, top, files, as_json)))
     if bad:
         raise UserError(
             f"{len(bad)} of {len(videos)} videos cannot be read, such as {bad[0]}; fix them or leave them out"
@@ -99,11 +102,21 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _answer(video: str, predictions: list[Prediction], files: dict[str, str], as_json: bool) -> str:
+def _answer(
+    classifier: Classifier, video: str, scores: np.ndarray, top: int, files: dict[str, str], as_json: bool
+) -> str:
+    predictions = classifier.ranked(scores, top)
+    held = None if classifier.task.exclusive else classifier.holding(scores)
     if as_json:
-        answer = {"video": video, "predictions": [asdict(prediction) for prediction in predictions]}
+        answer: dict[str, Any] = {"video": video, "predictions": [asdict(prediction) for prediction in predictions]}
+        answer |= {} if held is None else {"labels": [prediction.label for prediction in held]}
         return json.dumps(answer | ({"files": files} if files else {}), ensure_ascii=False)
-    return "\n".join(f"{video}\t{rank}\t{p.name}\t{p.score:.4f}" for rank, p in enumerate(predictions, 1))
+    if held is not None:
+        predictions = classifier.ranked(scores, max(top, len(held)))
+    lines = [f"{video}\t{rank}\t{p.name}\t{p.score:.4f}" for rank, p in enumerate(predictions, 1)]
+    if held is not None:
+        lines = [f"{line}\t{'predicted' if p in held else '-'}" for line, p in zip(lines, predictions, strict=True)]
+    return "\n".join(lines)
 
 
 def _pictures(
@@ -172,7 +185,7 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
         axis.plot(line.middles / rate, line.scores[:, label], marker="o", ms=4, label=classifier.names[label])
     seconds = f"{min(line.span, line.num_frames) / rate:.3g}"
     unit = "s" if line.fps else "frames"
-    axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel="score (softmax)")
+    axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel=f"score ({classifier.task.probability})")
     axis.set_xlabel(f"middle of the clip ({unit}); a clip covers {seconds} {unit}")
     axis.grid(alpha=0.3)
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $

@@ -22,6 +22,7 @@ from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.mixing import Mix
 from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
+from video_gn.data.targets import name_of
 from video_gn.distributed.world import World
 from video_gn.draw.text import INK, PAPER, font, resized, shorten
 from video_gn.engine.datasets import (
@@ -104,10 +105,10 @@ def _train_section(config: Config, records: list[Record], names: list[str], coun
         for item, clip, row in zip(items, clips, shares, strict=False):
             note = ""
             if mix is not None:
-                parts = [f"{share:.2f} of {_called(records[other.index], names)} {records[other.index].path}"
+                parts = [f"{share:.2f} of {name_of(records[other.index].target, names)} {records[other.index].path}"
                          for other, share in zip(items, row.tolist(), strict=True) if share]  # fmt: skip
                 note = f"{'mixup' if mix.box is None else 'CutMix'}: {', '.join(parts)}"
-            title = f"{_called(records[item.index], names)}   {records[item.index].path}   {_how(item)}"
+            title = f"{name_of(records[item.index].target, names)}   {records[item.index].path}   {_how(item)}"
             strips.append(Strip(title, shown(clip, config, frames), note))
     heading = f"training clips of {config.data.train_list}, after augmentation"
     return Section(heading, statistics(batches), strips)
@@ -133,13 +134,9 @@ def _how(item: Clips) -> str:
     return ", ".join([f"{view.box[3]} x {view.box[2]} px to {view.width}", *dict.fromkeys(filter(None, changes))])
 
 
-def _called(record: Record, names: Sequence[str]) -> str:
-    return f"{names[record.label]} ({record.label})"
-
-
 def _test_section(config: Config, dataset: TestClips, index: int, names: list[str], frames: int) -> Section:
     record = dataset.records[index]
-    heading = f"test clips ({protocol(config)}) of {record.path}   {_called(record, names)}"
+    heading = f"test clips ({protocol(config)}) of {record.path}   {name_of(record.target, names)}"
     items = list(_read([dataset[index]]))
     if not items:
         return Section(heading, "cannot be read", [])

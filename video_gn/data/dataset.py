@@ -33,6 +33,7 @@ from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_v
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
+from video_gn.data.targets import Target
 
 TRAIN, VAL, ORDER, DROPOUT, MIXING = range(5)  # streams of random numbers, so that no two draws share a key
 
@@ -43,7 +44,7 @@ class Clips:
 
     index: int
     """Of the video in its list."""
-    label: int
+    target: Target
     frames: Tensor
     """uint8 (U, h, w, 3) RGB: each wanted frame once, cut to what the views enclose."""
     clip_indices: np.ndarray
@@ -127,9 +128,9 @@ class _Videos(Dataset[Clips]):
         chosen = [drawn[number] for number in numbers]
         wanted = np.unique([indices for indices, _, _ in chosen])
         frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
-        label = self.records[index].label
+        target = self.records[index].target
         return [
-            Clips(index, label, *_part(frames.numpy(), wanted, indices, view), changes=changes)
+            Clips(index, target, *_part(frames.numpy(), wanted, indices, view), changes=changes)
             for (indices, _, changes), view in zip(chosen, views, strict=True)
         ]
 
@@ -155,7 +156,7 @@ class _Videos(Dataset[Clips]):
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         no_clips = np.empty((0, self.spec.frames), dtype=np.int64)
-        return Clips(index, self.records[index].label, empty, no_clips, [], tuple(errors))
+        return Clips(index, self.records[index].target, empty, no_clips, [], tuple(errors))
 
 
 class TrainClips(_Videos):
@@ -254,7 +255,7 @@ class TestClips(_Videos):
                 clips = read_uniform_clips(video, self.clips, self.clip_starts, self.spec, self.views, self.short_side)
         except VideoError as error:
             return self._nothing(index, [error])
-        return replace(clips, index=index, label=self.records[index].label)
+        return replace(clips, index=index, target=self.records[index].target)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
@@ -286,7 +287,7 @@ def read_clips(
     """Clips from these frames on, in all evaluation views of a kind, from one decode.
 
     Returns:
-        The clips, of no list (index and label 0), and the rectangle of the source frame that their views enclose.
+        The clips, of no list (index and target 0), and the rectangle of the source frame that their views enclose.
 
     Raises:
         VideoError: a frame cannot be read.

@@ -410,7 +410,7 @@ class DeviceBatches:
     def _assemble(self, items: list[Clips]) -> Batch:
         read = [item for item in items if item.views]
         clips = [self._clips(item) for item in read]
-        targets = self.collate([item.label for item in read]).to(self.device, non_blocking=True)
+        targets = self.collate([item.target for item in read]).to(self.device, non_blocking=True)
         return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), targets, items)
 
     def _clips(self, item: Clips) -> Tensor:

@@ -79,14 +79,12 @@ def _list_text(config: Config, name: str) -> str:
 def _records(config: Config, name: str) -> list[Record]:
     """Return the records of a list, without a look at its files."""
     from video_gn.data.images import read_image_folder
-    from video_gn.data.lists import read_list
-    from video_gn.engine.datasets import class_names
+    from video_gn.engine.datasets import class_names, parse_list
 
     data = config.data
     if data.kind == "images":
         return read_image_folder(name, data.root, config.model.num_classes)
-    names = None if data.class_names is None else class_names(config)
-    return read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
+    return parse_list(config, name, None if data.class_names is None else class_names(config))
 
 
 def sample_files(target: Target) -> list[Path]:

@@ -20,7 +20,7 @@ def write_test(
     folder: Path,
     scalars: Mapping[str, float | None],
     step: int,
-    matrix: np.ndarray,
+    matrix: np.ndarray | None,
     classes: Sequence[str],
     worst: Sequence[Image.Image],
 ) -> None:
@@ -28,7 +28,7 @@ def write_test(
 
     Args:
         scalars: by name, shown as test/NAME; None is left out.
-        matrix: counts int (K, K) by label and predicted label.
+        matrix: counts int (K, K) by label and predicted label; None where a task has none.
         classes: names of the K classes.
         worst: the worst videos, as `video_row` draws them; may be empty.
     """
@@ -38,8 +38,8 @@ def write_test(
         for name, value in scalars.items():
             if value is not None:
                 board.add_scalar(f"test/{name}", value, step)
-        # Not add_figure, which imports pyplot.
-        board.add_image("test/confusion", pixels(confusion_figure(matrix, classes)), step, dataformats="HWC")
+        if matrix is not None:  # not by add_figure, which imports pyplot
+            board.add_image("test/confusion", pixels(confusion_figure(matrix, classes)), step, dataformats="HWC")
         if worst:
             board.add_image("test/worst_videos", np.asarray(stacked(worst)), step, dataformats="HWC")
 

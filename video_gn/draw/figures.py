@@ -37,8 +37,8 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Points]]], titles: Sequen
     """
     below = len(curves) > MAX_INSIDE
     rows = -(-len(curves) // LEGEND_COLUMNS) if below else 0
-    figure = Figure(figsize=(10, 4 + 0.25 * rows), layout="constrained")
-    axes = figure.subplots(1, len(titles))
+    figure = Figure(figsize=(5 * len(titles), 4 + 0.25 * rows), layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for name, panels in curves:
         for axis, points in zip(axes, panels, strict=True):
             axis.plot(*zip(*points, strict=True), marker=_marker(points), label=name)
@@ -53,11 +53,16 @@ def curves_figure(curves: Sequence[tuple[str, Sequence[Points]]], titles: Sequen
     return figure
 
 
-def panels_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]) -> Figure:
-    """Draw validation error against epochs, in panels by name with curves by name: the mean of each curve's runs.
+Panels = Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]
+"""By panel and curve, the runs' numbers (%) by epoch."""
+
+
+def panels_figure(panels: Panels, monitored: str) -> Figure:
+    """Draw what is monitored against epochs, in panels by name with curves by name: the mean of each curve's runs.
 
     Args:
-        panels: by panel and curve, the runs' errors (%) by epoch; a mean is of the epochs that all of them have.
+        panels: a mean is of the epochs that all runs of a curve have.
+        monitored: what they are of the validation: error.
     """
     figure = Figure(figsize=(1 + 4.5 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
@@ -70,7 +75,7 @@ def panels_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]
         axis.set(title=title)
         if axis.lines:
             axis.legend()
-    axes[0][0].set_ylabel("validation error (%)")
+    axes[0][0].set_ylabel(f"validation {monitored} (%)")
     return figure
 
 
@@ -115,9 +120,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], out: str | Path) -> Path:
+def plot_panels(panels: Panels, out: str | Path, monitored: str) -> Path:
     """Write `panels_figure` to a file. Raises as `write_figure`."""
-    return write_figure(panels_figure(panels), out)
+    return write_figure(panels_figure(panels, monitored), out)
 
 
 def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out: Path) -> None:

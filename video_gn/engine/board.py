@@ -9,17 +9,20 @@ import numpy as np
 
 from video_gn.data.dataset import Clips, TestClips
 from video_gn.data.loader import TIMEOUT, Loader
+from video_gn.data.targets import Target, labels_of
+from video_gn.tasks import Task
 
 WORST = 12  # videos
 
 
 def show_test(
-    folder: Path, figures: Mapping[str, float | None], step: int, videos: TestClips, rows: Mapping[int, np.ndarray],
-    names: Sequence[str], workers: int = 0,
+    folder: Path, task: Task, figures: Mapping[str, float | None], step: int, videos: TestClips,
+    rows: Mapping[int, np.ndarray], names: Sequence[str], workers: int = 0,
 ) -> None:  # fmt: skip
     """Write a test into `folder`, which TensorBoard shows as a run beside its training; what was there is replaced.
 
     Args:
+        task: of the network.
         figures: scalars by name, shown as test/NAME.
         videos: the data set that was tested; frames of the worst videos are read from it again.
         rows: scores (K,) of each video that has some, by its index.
@@ -28,19 +31,25 @@ def show_test(
     """
     from video_gn.draw.board import video_row, write_test  # here: matplotlib and TensorBoard take a while to import
 
-    labels = {index: videos.records[index].label for index in rows}
-    matrix = np.zeros((len(names), len(names)), np.int64)
-    for index, row in rows.items():
-        matrix[labels[index], row.argmax()] += 1
-    worst = sorted(rows, key=lambda index: (rows[index][labels[index]], index))[:WORST]
+    targets = {index: videos.records[index].target for index in rows}
+    matrix = task.confusion([*targets.values()], [_predicted(task, row) for row in rows.values()])
+    worst = sorted(rows, key=lambda index: (task.confidence(rows[index], targets[index]), index))[:WORST]
     batches = Loader(videos, min(workers, 1), TIMEOUT, batch_sampler=[[index] for index in worst])
     items = [item for (item,) in batches if item.views]  # without those that can no longer be read
-    drawn = [video_row(item.frames.numpy(), _text(item, rows[item.index], videos, names)) for item in items]
+    drawn = [video_row(item.frames.numpy(), _text(task, item, rows[item.index], videos, names)) for item in items]
     write_test(folder, figures, step, matrix, names, drawn)
 
 
-def _text(item: Clips, row: np.ndarray, videos: TestClips, names: Sequence[str]) -> str:
+def _text(task: Task, item: Clips, row: np.ndarray, videos: TestClips, names: Sequence[str]) -> str:
     """Return what a video is, what it was taken for, and its path."""
-    best = int(row.argmax())
-    text = f"{names[item.label]} {row[item.label]:.2f}, predicted {names[best]} {row[best]:.2f}"
+    text = f"{_scored(item.target, row, names)}, predicted {_scored(_predicted(task, row), row, names)}"
     return f"{text}  {videos.records[item.index].path}"
+
+
+def _predicted(task: Task, row: np.ndarray) -> Target:
+    return task.parse(task.predicted(row))
+
+
+def _scored(target: Target, row: np.ndarray, names: Sequence[str]) -> str:
+    """Return labels with their scores."""
+    return ", ".join(f"{names[label]} {row[label]:.2f}" for label in labels_of(target)) or "no label"

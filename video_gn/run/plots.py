@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from video_gn.draw.figures import curves_figure, percentiles_figure, plot_panels
 from video_gn.errors import UserError
 from video_gn.run.folder import SAME_RESULT
 from video_gn.run.log import read_config, read_log
+from video_gn.tasks import DEFAULT_TASK, TASKS
 
-VAL = "val/top1_error"
-PANELS = (("epoch/train_top1_error", "training error (%)"), (VAL, "validation error, 1 clip (%)"))
 NORM, BATCH, SEEDS = "model.norm", "train.clips_per_gpu", SAME_RESULT | {"seed"}
 
 
 def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Draw training and validation error against epochs, one curve per run, as Figure 4 does. Writes a picture.
+    """Draw training and validation against epochs, one curve per run, as Figure 4 does. Writes a picture.
+
+    What is drawn are the curves of the runs' tasks: for classification training and validation error.
 
     Args:
         names: of the runs (default: those of `labels`).
@@ -26,33 +27,50 @@ def plot_curves(runs: Sequence[str | Path], out: str | Path, names: Sequence[str
     Raises:
         UserError: a folder is not a run, no epoch of it has ended, or `out` cannot be written.
     """
+    epochs = [read_epochs(Path(run)) for run in runs]
+    panels = _panels({tag for records in epochs for record in records for tag in record})
     curves = []
-    for run, name in zip(runs, names or labels(runs), strict=True):
-        epochs = read_epochs(Path(run))
-        points = [[(r["epoch"], r[error]) for r in epochs if r.get(error) is not None] for error, _ in PANELS]
+    for records, name in zip(epochs, names or labels(runs), strict=True):
+        points = [[(r["epoch"], r[tag]) for r in records if r.get(tag) is not None] for tag, _ in panels]
         curves.append((name, points))
-    return write_figure(curves_figure(curves, [title for _, title in PANELS]), out)
+    return write_figure(curves_figure(curves, [title for _, title in panels]), out)
+
+
+def _panels(tags: Set[str]) -> list[tuple[str, str]]:
+    """Return (tag, title) of the curves of all tasks that have logged one of these tags."""
+    found = [task for task in TASKS.values() if any(tag in tags for tag, _ in task.curves)]
+    return [curve for task in found or [TASKS[DEFAULT_TASK]] for curve in task.curves]
 
 
 def plot_by_norm(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Draw validation error against epochs: one panel per norm, one curve per batch size, as Figures 5 and 7 do.
+    """Draw what is monitored against epochs, one panel per norm, one curve per batch size, as Figures 5 and 7 do.
 
     Runs of one norm and batch size that differ in nothing but their seed are one curve, their mean; what else differs
     between them, such as the name of a list, is in the curves' names.
 
     Raises:
-        UserError: a folder is not a run, no epoch of it has ended, or `out` cannot be written.
+        UserError: a folder is not a run, no epoch of it has ended, two are of different tasks, or `out` cannot be
+            written.
     """
     settings = {run: flatten(read_config(run).model_dump(mode="json")) for run in map(Path, runs)}
+    tasks = sorted({values["task"] for values in settings.values()})
+    if len(tasks) > 1:
+        raise UserError(f"runs of tasks {' and '.join(tasks)} cannot share a figure; draw those of one task at a time")
+    monitored = TASKS[tasks[0]].monitored
     panels: dict[str, dict[str, list[dict[int, float]]]] = {values[NORM]: {} for values in settings.values()}
     for run, values in sorted(settings.items(), key=lambda item: -item[1][BATCH]):
         alike = [other for other in settings.values() if all(other[key] == values[key] for key in (NORM, BATCH))]
         varied = [key for key in values if key not in SEEDS and any(other[key] != values[key] for other in alike)]
         of = "images" if values["data.kind"] == "images" else "clips"
         name = ", ".join([f"{values[BATCH]} {of}/GPU", *(f"{key} {values[key]}" for key in varied)])
-        errors = {int(record["epoch"]): record[VAL] for record in read_epochs(run) if record.get(VAL) is not None}
-        panels[values[NORM]].setdefault(name, []).append(errors)
-    return plot_panels(panels, out)
+        panels[values[NORM]].setdefault(name, []).append(monitored_by_epoch(read_epochs(run), monitored.key))
+    return plot_panels(panels, out, monitored.name)
+
+
+def monitored_by_epoch(records: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """Return a number of the validation in percent by epoch, of the records of a log's epochs that have it."""
+    tag = f"val/{key}"
+    return {int(record["epoch"]): record[tag] for record in records if record.get(tag) is not None}
 
 
 def plot_percentiles(run: str | Path, out: str | Path, name: str | None = None) -> Path:

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from video_gn.data.lists import KINETICS_COLUMNS, Record, find_list, read_list, video_path
+from video_gn.data.targets import parse_several
 from video_gn.errors import UserError
 from video_gn.files.atomic import fitting_name
 from video_gn.files.tables import foreign_table
@@ -22,7 +24,8 @@ def read_records(list_path: str, root: str) -> tuple[Path, list[Record]]:
     with suppress(UserError), foreign_table(file, "") as table:
         if KINETICS_COLUMNS.issubset(table.fieldnames or ()):  # its labels are names
             names = {(row["label"] or "").strip() for row in table}
-    return file, read_list(str(file), root, 10**18, sorted(names), absolute_paths=True)
+    parse = partial(parse_several, num_classes=10**18)
+    return file, read_list(str(file), root, 10**18, sorted(names), absolute_paths=True, parse=parse)
 
 
 @dataclass(frozen=True, slots=True)
