@@ -29,6 +29,7 @@ setup(
         "fsspec>=2024.2",
         "torchvision>=0.22",
         "pillow>=10",
+        "torchmetrics>=1.4",
     ],
     extras_require={
         "torchcodec": ["torchcodec>=0.11"],
@@ -46,7 +47,6 @@ setup(
             "onnxscript>=0.5",
             "onnxruntime>=1.20",
             "safetensors>=0.4",
-            "torchmetrics>=1.4",
             "scikit-learn>=1.4",
             "aiohttp",
             "ruff>=0.12",

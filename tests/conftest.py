@@ -6,9 +6,12 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 # Before torch is imported anywhere: the suite runs two processes on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,3 +60,43 @@ def same_random_state() -> Iterator[None]:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures, in the order in which the test writes them to files."""
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 22 and 11 tiny videos of the embedded motions."""
+    from video_gn.data.motion import write_dataset  # here: kernels are imported after the setting above
+
+    folder = tmp_path_factory.mktemp("motion")
+    write_dataset(folder, train_videos=22, val_videos=11, num_frames=20, size=32, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ of 3 classes told apart by color."""
+    from tests.helpers import smooth
+
+    root = tmp_path_factory.mktemp("tree")
+    for split, count in (("train", 8), ("val", 3)):
+        for label, name in enumerate(("ant", "bee", "wasp and hornet")):
+            (root / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = smooth(50, 60, 100 * label + k).copy()
+                pixels[..., label] = 250
+                Image.fromarray(pixels).save(root / split / name / f"{k}.jpg", quality=95)
+    return root

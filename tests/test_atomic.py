@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import files_up_to, read_only
 from video_gn.errors import UserError
 from video_gn.files import atomic
 from video_gn.files.atomic import check_writable, fitting_name, is_temporary, replacing, write_bytes, write_text
-
-
-@contextmanager
-def files_up_to(size: int):
-    """Let no file of this process grow beyond `size` bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
-def read_only(folder: Path):
-    """A folder into which root may not write either (chattr +i; skips where the file system has no such flag)."""
-    if subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("chattr +i does not work here")
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", str(folder)], check=True)
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path):

@@ -175,7 +175,7 @@ REPORT = b'path,frames,fps,width,height,duration,problem\na.mp4,3,25,8,8,0.12,\n
 def test_any_text(content: bytes) -> None:
     """Lists, class names, configs and reports of prepare: records, names and problems, or a UserError."""
     records = outcome(lambda path: read_list(str(path), path.parent.as_posix(), 3), content)
-    assert all(record.path and 0 <= record.label < 3 for record in records or [])
+    assert all(record.path and 0 <= record.target < 3 for record in records or [])
     names = outcome(lambda path: read_class_names(str(path), ".", 2), content)
     assert names is None or (len(set(names)) == 2 and all(names))
     problems = outcome(read_report, content)

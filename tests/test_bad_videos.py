@@ -10,18 +10,19 @@ pytest.importorskip("av")
 
 from tests import bad_videos
 from tests.bad_videos import Look, Truth, look, look_at_all, number_of
-from video_gn.data import decode, prepare
+from video_gn.data import prepare
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
-from video_gn.data.decode import VideoError
+from video_gn.data.decode import DECODERS as NAMES
+from video_gn.data.decode import VideoError, libraries
 from video_gn.data.lists import Record
 
 TestClips.__test__ = False  # type: ignore[attr-defined]
 DECODERS = [
-    pytest.param(name, marks=pytest.mark.skipif(name != "auto" and decode._load(name) is None, reason=f"no {name}"))
-    for name in decode.DECODERS
+    pytest.param(name, marks=pytest.mark.skipif(name != "auto" and libraries.load(name) is None, reason=f"no {name}"))
+    for name in NAMES
 ]
 SECONDS = 120  # for all files, of 3 on an idle machine
-WRONG_IN_DECORD = {"b_frames.ts", "cut.ts", "edit_list.mp4"}  # as the text of decode.py says
+WRONG_IN_DECORD = {"b_frames.ts", "cut.ts", "edit_list.mp4"}  # as the text of data/decode/ says
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_the_judge(seen: Look | str, truth: Truth, wrong: bool) -> None:
 
 def test_test_clips_of_the_corpus(folder: Path, truths: dict[str, Truth]) -> None:
     """Two clips of 8 frames at stride 2, one at each end; a video that cannot be read is not scored, with a reason."""
-    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32), flip=0.5)
+    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32))
     records = [Record(name, 0) for name in truths]
     options = {"views": "full", "clips": 2, "clip_starts": "spread", "short_side": 32}
     clips = TestClips(records, str(folder), "auto", spec, **options)  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ def test_test_clips_of_the_corpus(folder: Path, truths: dict[str, Truth]) -> Non
 
 def test_training_names_what_it_leaves_out(folder: Path, truths: dict[str, Truth]) -> None:
     """Validation never gives another video's clip; training gives one, and names what it could not read."""
-    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32), flip=0.5)
+    spec = ClipSpec(frames=8, stride=2, crop=32, short_side=(32, 32))
     refused = [name for name, truth in truths.items() if not truth.frames]
     records = [Record(name, 0) for name in [*refused, "whole.mp4"]]
     val = ValClips(records, str(folder), "auto", spec, seed=0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_train import tool
+from tests.tiny_runs import tool
 from video_gn.benchmark import decode, loader, norm, others, step
 from video_gn.benchmark import test as ten_clips
 from video_gn.benchmark.common import Sample, Table, host_sample, measure, report, select

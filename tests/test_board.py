@@ -13,7 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from video_gn.data.dataset import ClipSpec, TestClips
 from video_gn.data.lists import Record
 from video_gn.data.motion import write_dataset
-from video_gn.engine.board import LINE, show_test
+from video_gn.draw.board import LINE
+from video_gn.engine.board import show_test
+from video_gn.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> TestClips:
     lines = [line.rsplit(" ", 1) for line in (folder / "val.csv").read_text().splitlines()]
     records = [Record(path, int(label), number) for number, (path, label) in enumerate(lines[:4], 1)]
     records[3] = Record("gone.mp4", 1, 4)
-    spec = ClipSpec(frames=4, stride=2, crop=48, short_side=(48, 48), flip=0)
+    spec = ClipSpec(frames=4, stride=2, crop=48, short_side=(48, 48))
     return TestClips(records, str(folder), "pyav", spec, views="center", clips=2, clip_starts="spread", short_side=48)
 
 
@@ -37,7 +39,7 @@ def test_scalars_confusion_and_worst_videos(videos: TestClips, tmp_path: Path) -
     names = [f"class{k}" for k in range(10)]
     rows = {i: np.full(10, 0.05, np.float32) for i in range(4)}
     for _ in range(2):  # the second replaces the first
-        show_test(tmp_path, {"top1": 75.0, "top5": None}, 30, videos, rows, names)
+        show_test(tmp_path, Classification(10), {"top1": 75.0, "top5": None}, 30, videos, rows, names)
     board = shown(tmp_path)
     assert [(event.step, event.value) for event in board.Scalars("test/top1")] == [(30, 75.0)]
     assert set(board.Tags()["images"]) == {"test/confusion", "test/worst_videos"}
@@ -51,5 +53,5 @@ def test_scalars_confusion_and_worst_videos(videos: TestClips, tmp_path: Path) -
 
 
 def test_nothing_scored(videos: TestClips, tmp_path: Path) -> None:
-    show_test(tmp_path, {"top1": None}, 1, videos, {}, ["a", "b"])
+    show_test(tmp_path, Classification(2), {"top1": None}, 1, videos, {}, ["a", "b"])
     assert shown(tmp_path).Tags()["images"] == ["test/confusion"]

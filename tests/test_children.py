@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import HANG, is_running, wait_until
-from video_gn import children
-from video_gn.children import Parent, call_in_child, end_with, kill
 from video_gn.errors import UserError
+from video_gn.files import children
+from video_gn.files.children import Parent, call_in_child, end_with, kill
 
 FORK = multiprocessing.get_context("fork")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import pickle
 from collections import Counter
@@ -15,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from video_gn.config import parse_config
 from video_gn.data import dataset as module
-from video_gn.data.augment import View
+from video_gn.data.augment import ColorJitter, Flip, Lighting, View, augmentations
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips, epoch_order
 from video_gn.data.decode import CountCorrected, VideoError
 from video_gn.data.lists import Record
@@ -25,8 +27,8 @@ av = pytest.importorskip("av")
 
 HEIGHT, WIDTH = 48, 64
 LENGTHS = {"long.mkv": 60, "middle.mkv": 37, "short.mkv": 5, "still.mkv": 1, "spare.mkv": 44}
-SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
-FAKE_SPEC = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), flip=0.5)
+SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), augmentations=(Flip(0.5),))
+FAKE_SPEC = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), augmentations=(Flip(0.5),))
 RULE = settings(max_examples=50, deadline=None)
 
 
@@ -89,7 +91,7 @@ def place(clips: Clips) -> tuple[int, int, int, int]:
 
 def same(one: Clips, other: Clips) -> bool:
     return (
-        (one.index, one.label, one.views) == (other.index, other.label, other.views)
+        (one.index, one.target, one.views, one.changes) == (other.index, other.target, other.views, other.changes)
         and torch.equal(one.frames, other.frames)
         and np.array_equal(one.clip_indices, other.clip_indices)
     )
@@ -124,7 +126,7 @@ def test_training_clips_show_the_frames_they_should(folder: Path, decoder: str) 
         for position in range(5):
             item = clips[epoch, position]
             assert item.index == order[position]
-            assert item.label == 10 + item.index
+            assert item.target == 10 + item.index
             check_random_clip(item, SPEC, LENGTHS[ALL[item.index].path])
 
 
@@ -134,7 +136,7 @@ def test_training_reaches_every_valid_start_and_both_flips(folder: Path) -> None
     clips = train(folder, records("eleven.mkv"))
     items = [clips[epoch, 0] for epoch in range(60)]
     assert {check_random_clip(item, SPEC, 11) for item in items} == {0, 1, 2, 3}
-    assert {item.views[0].flip for item in items} == {False, True}
+    assert {flipped(item) for item in items} == {False, True}
     assert len({place(item) for item in items}) > 30
 
 
@@ -147,7 +149,7 @@ def test_training_reaches_every_valid_start_and_both_flips(folder: Path) -> None
     ],
 )
 def test_short_videos_wrap(folder: Path, name: str, frames: int, stride: int, expected: list[int]) -> None:
-    spec = ClipSpec(frames, stride, 32, (36, 48), 0.5)
+    spec = ClipSpec(frames, stride, 32, (36, 48), (Flip(0.5),))
     item = train(folder, records(name), spec=spec)[0, 0]
     assert shown(item) == [expected]
     assert len(item.frames) == len(set(expected))
@@ -156,7 +158,7 @@ def test_short_videos_wrap(folder: Path, name: str, frames: int, stride: int, ex
 
 
 def test_stride_0_repeats_one_frame(folder: Path) -> None:
-    spec = ClipSpec(4, 0, 32, (36, 48), 0.5)
+    spec = ClipSpec(4, 0, 32, (36, 48), (Flip(0.5),))
     clips = train(folder, records("short.mkv"), spec=spec)
     seen = set()
     for epoch in range(40):
@@ -179,7 +181,7 @@ def test_clips_are_a_function_of_seed_epoch_and_video(folder: Path) -> None:
 def test_other_epochs_and_seeds_give_other_clips(folder: Path) -> None:
     listed = records("long.mkv")  # one video: only the draw can differ
     drawn = [train(folder, listed, seed=seed)[epoch, 0] for seed in (0, 1) for epoch in range(6)]
-    assert len({(shown(item)[0][0], place(item), item.views[0].flip) for item in drawn}) == 12
+    assert len({(shown(item)[0][0], place(item), flipped(item)) for item in drawn}) == 12
 
 
 def test_videos_of_one_epoch_are_drawn_apart(folder: Path) -> None:
@@ -198,7 +200,7 @@ def test_validation_clips_follow_the_rules_and_never_change(folder: Path) -> Non
     assert len(clips) == 5
     for index in (4, 1, 0, 3, 2):
         item = clips[index]
-        assert (item.index, item.label) == (index, 10 + index)
+        assert (item.index, item.target) == (index, 10 + index)
         check_random_clip(item, SPEC, LENGTHS[ALL[index].path])
         assert same(item, again[index])
     assert not all(same(clips[index], other[index]) for index in range(5))
@@ -226,7 +228,7 @@ def test_test_clips_show_the_frames_they_should(
     assert item.clip_indices.shape == (count, 4)
     assert item.clip_indices.dtype == np.int64
     assert len(item.frames) == len({frame for clip in expected for frame in clip})  # each frame once
-    assert (item.index, item.label, item.unreadable) == (0, 11, ())
+    assert (item.index, item.target, item.unreadable) == (0, 11, ())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_test_clips_show_the_frames_they_should(
     ],
 )
 def test_test_views(folder: Path, views: str, cut: tuple[int, int, int, int], expected: list[View]) -> None:
-    spec = ClipSpec(4, 2, 32, (40, 48), 0.5)  # the training's short side has no say
+    spec = ClipSpec(4, 2, 32, (40, 48), (Flip(0.5),))  # the training's short side has no say
     item = all_clips(folder, records("middle.mkv"), spec=spec, views=views, short_side=36)[0]
     assert place(item) == cut
     assert item.views == expected
@@ -289,7 +291,7 @@ def test_a_video_is_decoded_once_for_all_its_test_clips(monkeypatch: pytest.Monk
     log: list[tuple] = []
     monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
     listed = [Record("a/b.mp4", 7)]
-    spec = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), flip=0.5)
+    spec = ClipSpec(frames=4, stride=3, crop=20, short_side=(24, 30), augmentations=(Flip(0.5),))
     clips = module.TestClips(
         listed, "root", "decord", spec, views="three", clips=5, clip_starts="spread", short_side=30
     )
@@ -304,7 +306,9 @@ def test_a_video_is_decoded_once_for_all_its_test_clips(monkeypatch: pytest.Monk
 def test_a_training_clip_asks_only_for_its_frames_and_box(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[tuple] = []
     monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, log))
-    spec = ClipSpec(frames=16, stride=3, crop=20, short_side=(24, 30), flip=0.5)  # 48 > 40 frames: wraps
+    spec = ClipSpec(
+        frames=16, stride=3, crop=20, short_side=(24, 30), augmentations=(Flip(0.5),)
+    )  # 48 > 40 frames: wraps
     item = train(Path("root"), [Record("v.mp4", 1)], spec=spec, decoder="auto")[0, 0]
     expected = [i * 3 % 40 for i in range(16)]
     (opened, (_, wanted, box), closed) = log
@@ -328,7 +332,7 @@ def test_an_unreadable_training_video_gives_its_slot_to_the_next_of_the_order(fo
                 passed.append(order[place_in_order])
                 place_in_order = (place_in_order + 1) % 5
             assert item.index == order[place_in_order]
-            assert item.label == 10 + item.index
+            assert item.target == 10 + item.index
             assert [error.path for error in item.unreadable] == [str(folder / names[index]) for index in passed]
             for error, index in zip(item.unreadable, passed, strict=True):
                 assert error.reason
@@ -355,7 +359,7 @@ def test_when_nothing_can_be_read_the_clips_are_empty(folder: Path, max_unreadab
     assert order.tolist() != [0, 1, 2]
     for position in range(3):
         item = clips[0, position]
-        assert (item.index, item.label) == (order[position], 10 + order[position])
+        assert (item.index, item.target) == (order[position], 10 + order[position])
         assert item.frames.numel() == 0
         assert item.frames.dtype == torch.uint8
         assert item.clip_indices.shape == (0, 4)
@@ -402,7 +406,7 @@ def test_evaluation_never_substitutes(folder: Path, name: str) -> None:
             assert clips[index].index == index
             assert clips[index].unreadable == ()
         item = clips[1]
-        assert (item.index, item.label) == (1, 11)
+        assert (item.index, item.target) == (1, 11)
         assert item.views == []
         assert item.frames.numel() == 0
         assert [error.path for error in item.unreadable] == [str(folder / name)]
@@ -473,9 +477,14 @@ def test_clips_and_data_sets_pickle(folder: Path, names: tuple[str, ...]) -> Non
     assert same(pickle.loads(pickle.dumps(clips))[0, 0], item)
 
 
+def flipped(item: Clips) -> bool:
+    (flip,) = [params for augmentation, params in item.changes if isinstance(augmentation, Flip)]
+    return flip
+
+
 def drawn(item: Clips) -> tuple:
     """All that is random in a clip."""
-    return item.index, shown(item)[0][0], place(item), item.views[0].flip
+    return item.index, shown(item)[0][0], place(item), flipped(item)
 
 
 def test_one_clip_a_video_is_what_it_always_was() -> None:
@@ -488,6 +497,47 @@ def test_one_clip_a_video_is_what_it_always_was() -> None:
         (2, 20, (2, 8, 25, 25), True),
         (3, 9, (0, 30, 20, 20), True),
     ]
+
+
+JITTERED = (("brightness", 1.2823742366799697), ("contrast", 1.2142122526539598), ("saturation", 0.7610575316061415))
+LIT = (-0.005366528193, -0.004031808098, -0.004209502713)
+JITTERED_IN_AREA = (
+    ("saturation", 0.6560461353138082), ("brightness", 1.3534578746071715), ("contrast", 0.751140105538189)
+)  # fmt: skip
+LIT_IN_AREA = (-0.028404596536, -0.025640855702, -0.023504986422)
+
+
+@pytest.mark.parametrize(
+    ("area", "jitter", "lighting", "first", "digest"),
+    [
+        (None, 0, 0, (4, 20, (1, 16, 25, 25), False, (), (0.0, 0.0, 0.0)), "690e281bd6a1a824"),
+        (None, 0.4, 0, (4, 20, (1, 16, 25, 25), False, JITTERED, (0.0, 0.0, 0.0)), "a945b12b8f2eb1cf"),
+        (None, 0, 0.1, (4, 20, (1, 16, 25, 25), False, (), LIT), "58a42ec47f6be93b"),
+        (None, 0.4, 0.1, (4, 20, (1, 16, 25, 25), False, JITTERED, LIT), "28f41a955154bdf5"),
+        ((0.2, 1.0), 0, 0, (4, 20, (0, 4, 25, 21), True, (), (0.0, 0.0, 0.0)), "d10be56877ebfca2"),
+        ((0.2, 1.0), 0.4, 0, (4, 20, (0, 4, 25, 21), True, JITTERED_IN_AREA, (0.0, 0.0, 0.0)), "c69169ed45be953e"),
+        ((0.2, 1.0), 0, 0.1, (4, 20, (0, 4, 25, 21), True, (), LIT_IN_AREA), "6a364440efb3e1c9"),
+        ((0.2, 1.0), 0.4, 0.1, (4, 20, (0, 4, 25, 21), True, JITTERED_IN_AREA, LIT_IN_AREA), "ab98e9b697cb9785"),
+    ],
+)
+def test_draws_of_the_code_before_augmentations_were_values(
+    monkeypatch: pytest.MonkeyPatch, area: tuple | None, jitter: float, lighting: float, first: tuple, digest: str
+) -> None:
+    """Two clips per video in six epochs, then validation clips: start, box, flip, factors and shift."""
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: FakeReader(path, decoder, []))
+    data = parse_config({"output_dir": "x"}, [f"data.color_jitter={jitter}", f"data.lighting={lighting}"]).data
+    spec = ClipSpec(4, 3, 20, (24, 30), augmentations(data), area=area)
+    clips = FakeTrainClips(6, 2)
+    clips.spec = spec
+    items = [item for epoch in range(6) for item in clips.__getitems__([(epoch, p) for p in range(6)])]
+    val = ValClips([Record(str(index), 0) for index in range(6)], "", "pyav", spec, seed=7)
+    rows = []
+    for item in [*items, *(val[index] for index in range(6))]:
+        params = {type(augmentation): params for augmentation, params in item.changes}
+        shift = tuple(round(value, 12) + 0.0 for value in params.get(Lighting, (0.0, 0.0, 0.0)))  # sums may round
+        rows.append((*drawn(item), params.get(ColorJitter, ()), shift))
+    assert rows[0] == first
+    assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == digest
 
 
 @given(videos=st.integers(1, 30), k=st.integers(1, 5), data=st.data())
@@ -578,7 +628,7 @@ def test_test_clips_are_those_of_the_corrected_count(monkeypatch: pytest.MonkeyP
     options = {"views": "full", "clips": 10, "clip_starts": "spread", "short_side": 24}
     item = module.TestClips([Record("0", 5)], "", "pyav", FAKE_SPEC, **options)[0]
     assert shown(item) == [[start + i * 3 for i in range(4)] for start in range(0, 20, 2)]  # of 30 - 12 = 18
-    assert (item.label, item.unreadable) == (5, ())
+    assert (item.target, item.unreadable) == (5, ())
 
 
 @given(k=st.integers(1, 4), epoch=st.integers(0, 9), data=st.data())
@@ -607,15 +657,15 @@ def test_clips_of_a_video_are_drawn_one_after_the_other() -> None:
             side = round(20 / scale)
             box = (min(round(top / scale), 30 - side), min(round(left / scale), 50 - side), side, side)
             assert drawn(item) == (index, start, box, rng.random() < 0.5)
-            assert item.views == [View((0, 0, side, side), 20, 20, item.views[0].flip)]
-            assert item.label == 10 + index
+            assert item.views == [View((0, 0, side, side), 20, 20)]
+            assert item.target == 10 + index
 
 
 def test_two_clips_of_a_video_know_nothing_of_each_other() -> None:
     """Two flips: each of the four pairs in a quarter of the draws; starts: seldom equal, of 29."""
     clips = FakeTrainClips(2, 2)
     pairs = [clips.__getitems__([(epoch, 0), (epoch, 1)]) for epoch in range(400)]
-    flips = Counter(tuple(item.views[0].flip for item in pair) for pair in pairs)
+    flips = Counter(tuple(flipped(item) for item in pair) for pair in pairs)
     assert len(flips) == 4
     assert all(70 < count < 130 for count in flips.values())
     assert sum(shown(one)[0][0] == shown(other)[0][0] for one, other in pairs) < 40
@@ -623,15 +673,15 @@ def test_two_clips_of_a_video_know_nothing_of_each_other() -> None:
 
 @pytest.mark.parametrize("decoder", ["pyav", "auto"])
 def test_several_clips_of_real_videos(folder: Path, decoder: str) -> None:
-    """Each shows the frames and the cut that it should; colours are their own."""
-    spec = ClipSpec(4, 2, 32, (36, 48), 0.5, colour_jitter=0.4)
+    """Each shows the frames and the cut that it should; colors are their own."""
+    spec = ClipSpec(4, 2, 32, (36, 48), (Flip(0.5), ColorJitter(0.4), Lighting(0)))
     clips = train(folder, decoder=decoder, spec=spec, clips_per_video=4)
     for epoch in range(4):
         items = clips.__getitems__([(epoch, position) for position in range(4)])
         assert {item.index for item in items} == {epoch_order(5, 0, 0)[epoch]}
         for item in items:
             check_random_clip(item, spec, LENGTHS[ALL[item.index].path])
-        assert len({item.colour for item in items}) == 4
+        assert len({item.changes for item in items}) == 4
 
 
 def test_a_video_is_decoded_once_for_its_training_clips() -> None:
@@ -659,7 +709,7 @@ def test_all_clips_of_an_unreadable_video_go_to_the_next_of_the_order(
         passed = list(itertools.takewhile(lambda index: index in broken, tries))
         readable = len(passed) <= limit
         expected = tries[len(passed)] if readable else tries[0]
-        assert [(item.index, item.label, bool(item.views)) for item in items] == [
+        assert [(item.index, item.target, bool(item.views)) for item in items] == [
             (expected, 10 + expected, readable)
         ] * k
         assert [error.path for error in items[0].unreadable] == [str(index) for index in passed]

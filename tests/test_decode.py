@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import logging
 import os
 import pickle
 import random
-import struct
 import types
 from dataclasses import replace
 from fractions import Fraction
@@ -22,15 +22,29 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import field_coded
-from video_gn.data import decode
-from video_gn.data.decode import CountCorrected, VideoError, open_video
+from tests.numbered_videos import (
+    BACKENDS,
+    H,
+    W,
+    backend,
+    numbered,
+    numbers,
+    remux,
+    shaded,
+    shape_pixels,
+    turn,
+    without_frame,
+    write,
+)
+from video_gn.data import packets
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video
+from video_gn.data.decode.pyav import PyAVReader
 from video_gn.data.display import block_means
 from video_gn.data.packets import is_unreferenced
 from video_gn.errors import UserError
 
 av = pytest.importorskip("av")
 
-H, W, BARS = 64, 96, 8
 B_FRAMES = {"g": "250", "bf": "3", "b-adapt": "0", "sc_threshold": "0"}
 FILES = {  # name: (frames, codec, options)
     "long_gop.mp4": (60, "libx264", B_FRAMES),
@@ -74,50 +88,6 @@ REAL = {
     "kinetics_clips/flipping_a_pancake.mkv": (310, 240, 426),
     "kinetics_clips/R6llTwEh07w.mp4": (303, 256, 340),
 }
-
-
-def backend(name: str):
-    """A parameter that skips where this decoder cannot be loaded."""
-    return pytest.param(name, marks=pytest.mark.skipif(decode._load(name) is None, reason=f"no {name}"))
-
-
-BACKENDS = ["auto", backend("pyav"), backend("torchcodec")]
-
-
-def numbered(i: int, height: int = H, width: int = W) -> np.ndarray:
-    """An image with the binary digits of i as black and white bars."""
-    digits = np.array([255 * (i >> bit & 1) for bit in range(BARS)], dtype=np.uint8)
-    return np.broadcast_to(digits.repeat(width // BARS)[None, :, None], (height, width, 3)).copy()
-
-
-def numbers(frames: torch.Tensor) -> list[int]:
-    """The numbers that images (K, h, w, 3) carry."""
-    middle = frames[:, frames.shape[1] // 2].float().mean(-1).reshape(len(frames), BARS, -1).mean(-1)
-    return [sum(1 << bit for bit in range(BARS) if row[bit] > 128) for row in middle.tolist()]
-
-
-def write(path: Path, images, codec: str = "libx264", options: dict[str, str] | None = None) -> Path:
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=25, options=options or {})
-        for n, image in enumerate(images):
-            if n == 0:
-                stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        out.mux(stream.encode())
-    return path
-
-
-def remux(source: Path, target: Path, change) -> Path:
-    """Copy the packets that change(n, packet) returns (None drops one)."""
-    with av.open(str(source)) as given_, av.open(str(target), "w") as out:
-        video = given_.streams.video[0]
-        stream = out.add_stream_from_template(video)
-        for n, packet in enumerate(p for p in given_.demux(video) if p.size):
-            if (packet := change(n, packet)) is not None:
-                packet.stream = stream
-                out.mux(packet)
-    return target
 
 
 @pytest.fixture(scope="session")
@@ -211,15 +181,6 @@ def test_the_frame_rate(videos) -> None:
                 assert video.fps == pytest.approx(25, rel=1e-3)
 
 
-def _turn(path: Path, a: float, b: float, c: float, d: float) -> None:
-    """Write a display matrix into an mp4's track header: x' = a x + c y, y' = b x + d y."""
-    data = path.read_bytes()
-    at = data.index(b"tkhd") + 44  # version 0; the matrix follows flags, times, id, layer, group and volume
-    one = 1 << 16
-    matrix = struct.pack(">9i", *(round(value * one) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
-    path.write_bytes(data[:at] + matrix + data[at + 36 :])
-
-
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 @pytest.mark.parametrize(
     ("matrix", "shape", "corner"),  # where the top left corner of the stored picture is shown
@@ -234,7 +195,7 @@ def test_rotation_is_applied(tmp_path, decoder, matrix, shape, corner) -> None:
     image = np.zeros((H, W, 3), np.uint8)
     image[:16, :16] = 255
     path = write(tmp_path / "turned.mp4", [image] * 3)
-    _turn(path, *matrix)
+    turn(path, *matrix)
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == shape
         frame = video.read([1])[0]
@@ -267,8 +228,8 @@ def test_frames_before_an_edit_list_are_not_counted(edited, decoder) -> None:
 
 def test_pyav_decodes_from_the_start_only_where_timestamps_are_not_true(videos, edited, monkeypatch) -> None:
     counted = []
-    count = decode._PyAVReader._count
-    monkeypatch.setattr(decode._PyAVReader, "_count", lambda self: counted.append(self.path) or count(self))
+    count = PyAVReader._count
+    monkeypatch.setattr(PyAVReader, "_count", lambda self: counted.append(self.path) or count(self))
     for path in [*videos.values(), edited]:
         with open_video(path, "pyav") as video:
             video.read([video.num_frames - 1, video.num_frames // 2])
@@ -342,17 +303,6 @@ def test_the_best_stream_is_read_not_the_first(tmp_path, decoder) -> None:
         assert numbers(video.read([7, 29])) == [7, 29]
 
 
-def without_frame(packet):
-    """A packet of MPEG-4's P picture, made one that is not coded."""
-    bits = "".join(f"{byte:08b}" for byte in bytes(packet)[4:10])
-    assert bits[:2] == "01" and bits[2:4] == "01"  # a P picture; the same second, a marker
-    bits = bits[:9] + "10" + "0"  # 5 bits of time, a marker, not coded; stuffing
-    bits += "1" * (-len(bits) % 8)
-    empty = av.Packet(bytes(packet)[:4] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
-    empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
-    return empty
-
-
 WITHOUT_FRAME = (11, 23)  # the last before a keyframe: no other frame refers to them
 
 
@@ -387,8 +337,8 @@ def test_packets_without_frames_are_not_counted(dropped, suffix, decoder) -> Non
 @pytest.fixture
 def trusting(monkeypatch) -> None:
     """Headers that prove one frame per packet, whatever they say."""
-    index = decode.index_packets
-    monkeypatch.setattr(decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
+    index = packets.index_packets
+    monkeypatch.setattr(packets, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
 
 
 def test_pyav_corrects_a_wrong_count_when_it_is_noticed(dropped, trusting) -> None:
@@ -425,7 +375,7 @@ def test_a_change_of_size_is_scaled_to_the_first_frame(tmp_path) -> None:
 def test_all_frames_in_one_go(videos, name, decoder, monkeypatch) -> None:
     if decoder in ("torchcodec", "decord") and name in NOT_FOR_TORCHCODEC:
         pytest.skip("known limit of these")
-    monkeypatch.setattr(decode, "_HELD_BYTES", 7 * H * W * 3)  # 7 frames at a time
+    monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", 7 * H * W * 3)  # 7 frames at a time
     with open_video(videos[name], decoder) as video:
         assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(FILES[name][0]))
         assert torch.equal(video.read([0]), torch.from_numpy(np.stack([next(video.frames())])))
@@ -436,7 +386,7 @@ def test_pyav_reads_all_frames_from_one_start(videos, monkeypatch) -> None:
         starts = []
         rewind = video._rewind
         monkeypatch.setattr(video, "_rewind", lambda: starts.append(0) or rewind())
-        monkeypatch.setattr(decode, "_HELD_BYTES", H * W * 3)
+        monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", H * W * 3)
         assert sum(1 for _ in video.frames()) == 60 and len(starts) == 1
 
 
@@ -468,14 +418,11 @@ def _with_time(path: Path, number: int, pts: int) -> Path:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, monkeypatch, trusted) -> None:
+def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, request, trusted) -> None:
     """Frame 45 says that it is shown between 29 and 30, before it is decoded: the order is that of decoding."""
     path = _with_time(remux(videos["short_gop.mp4"], tmp_path / "early.ts", lambda n, p: p), 45, 29 * 3600 + 1)
     if trusted:
-        index = decode.index_packets
-        monkeypatch.setattr(
-            decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True)
-        )
+        request.getfixturevalue("trusting")
     with open_video(path, "pyav") as video:
         assert video.num_frames == 60
         assert numbers(torch.from_numpy(np.stack(list(video.frames())))) == list(range(60))
@@ -485,7 +432,7 @@ def test_a_wrong_time_in_a_transport_stream(videos, tmp_path, monkeypatch, trust
 
 
 def test_readers_that_find_out_while_reading() -> None:
-    class Lossy(decode.VideoReader):
+    class Lossy(VideoReader):
         path, num_frames, height, width = "lossy.mp4", 9, 64, 96
 
         def _decode(self, indices, box, out) -> None:
@@ -539,7 +486,7 @@ def test_real_frames_are_the_same_where_frames_are_skipped(shared_data) -> None:
 
 
 def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
-    packets = {
+    needed = {
         b"\0\0\0\2\x01x": True,  # a slice that no frame refers to
         b"\0\0\0\2\x06x\0\0\0\2\x01x": True,  # with supplemental information before it
         b"\0\0\0\2\x41x": False,  # referred to
@@ -549,11 +496,11 @@ def test_units_whose_sizes_do_not_add_up_are_decoded() -> None:
         b"\0\0\0\2\x01x\0": False,
         b"\0\0\0\0\x01": False,  # no end
     }
-    assert {data: is_unreferenced(data, 4) for data in packets} == packets
+    assert {data: is_unreferenced(data, 4) for data in needed} == needed
     assert is_unreferenced(b"\0\2\x01x", 2) and is_unreferenced(b"\2\x01x", 1)
 
 
-@pytest.mark.skipif(decode._load("decord") is None, reason="no decord")
+@pytest.mark.skipif(libraries.load("decord") is None, reason="no decord")
 def test_decord_may_give_tensors(videos) -> None:
     """pytorchvideo sets decord's bridge for the whole process."""
     import decord
@@ -689,7 +636,7 @@ def test_backends_agree_on_real_videos(shared_data, name) -> None:
     indices = [n - 1, 0, n // 2, n // 2 + 1]
     read = {}
     for decoder in ("auto", "pyav", "torchcodec"):
-        if decoder == "torchcodec" and (decode._load(decoder) is None or name.endswith("avi")):
+        if decoder == "torchcodec" and (libraries.load(decoder) is None or name.endswith("avi")):
             continue
         with open_video(shared_data / name, decoder) as video:
             assert (video.num_frames, video.height, video.width) == (n, height, width)
@@ -737,8 +684,8 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _pretend(monkeypatch, **modules) -> None:
-    load = decode._load
-    monkeypatch.setattr(decode, "_load", lambda name: modules[name] if name in modules else load(name))
+    load = libraries.load
+    monkeypatch.setattr(libraries, "load", lambda name: modules[name] if name in modules else load(name))
 
 
 def test_auto_is_pyav_where_torchcodec_does_not_load(videos, monkeypatch, caplog) -> None:
@@ -780,8 +727,8 @@ def test_a_failing_import_is_tried_once(monkeypatch, error) -> None:
         tries.append(name)
         raise error
 
-    monkeypatch.setattr(decode.importlib, "import_module", fail)
-    load = decode.functools.cache(decode._load.__wrapped__)
+    monkeypatch.setattr(libraries.importlib, "import_module", fail)
+    load = functools.cache(libraries.load.__wrapped__)
     assert load("torchcodec") is None and load("torchcodec") is None
     assert len(tries) == 1
 
@@ -851,10 +798,10 @@ def test_a_wrong_frame_from_torchcodec_is_noticed(videos, monkeypatch) -> None:
     _pretend(monkeypatch, torchcodec=types.SimpleNamespace(VideoDecoder=Late))
     with pytest.raises(VideoError, match=r"frame 0 comes at 0\.800 s, should at 0\.000 s"):
         open_video(videos["long_gop.mp4"], "torchcodec")
-    monkeypatch.setattr(decode._load("torchcodec"), "VideoDecoder", Short)
+    monkeypatch.setattr(libraries.load("torchcodec"), "VideoDecoder", Short)
     with pytest.raises(VideoError, match=r"finds \(0, 59\) as \(stream, frames\), should be \(0, 60\)"):
         open_video(videos["long_gop.mp4"], "torchcodec")
-    monkeypatch.setattr(decode._load("torchcodec"), "VideoDecoder", Stuck)
+    monkeypatch.setattr(libraries.load("torchcodec"), "VideoDecoder", Stuck)
     with open_video(videos["long_gop.mp4"], "torchcodec") as video:
         assert numbers(video.read([0, 1, 2])) == [0, 1, 2]
         with pytest.raises(VideoError, match=r"frame 4 comes at 0\.100 s, should at 0\.160 s"):
@@ -1007,14 +954,6 @@ ODD_ANGLES = {"30 degrees": (0.866, 0.5, -0.5, 0.866), "200 degrees": (-0.94, -0
 ODD_ANGLES |= {"sheared": (1, 0.5, 0.5, 1), "60 degrees": (0.5, 0.866, -0.866, 0.5), "of rank 1": (1, 1, 1, 1)}
 
 
-def shaded(height: int = H, width: int = W) -> np.ndarray:
-    """A smooth picture that no turn or mirror leaves as it is."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([40 + 150 * x / width, 40 + 150 * y / height, 40 + 90 * (x / width + y / height)], -1).astype(
-        np.uint8
-    )
-
-
 def difference(image: torch.Tensor, expected: np.ndarray) -> float:
     assert image.shape == expected.shape
     return float(np.abs(image.numpy().astype(float) - expected).mean())
@@ -1025,7 +964,7 @@ def difference(image: torch.Tensor, expected: np.ndarray) -> float:
 def test_all_orientations(tmp_path, decoder, name) -> None:
     matrix, change = MIRRORS[name]
     path = write(tmp_path / "video.mp4", [shaded()] * 3)
-    _turn(path, *matrix)
+    turn(path, *matrix)
     expected = change(shaded())
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == expected.shape[:2]
@@ -1040,7 +979,7 @@ def test_all_orientations(tmp_path, decoder, name) -> None:
 def test_other_angles_turn_the_picture_inside_its_frame_as_ffmpegs_filter(tmp_path, decoder, name) -> None:
     a, b, c, d = ODD_ANGLES[name]
     path = write(tmp_path / "video.mp4", [shaded()] * 3)
-    _turn(path, a, b, c, d)
+    turn(path, a, b, c, d)
     angle = round(np.degrees(np.arctan2(b / np.hypot(b, d), a / np.hypot(a, c))))
     graph = av.filter.Graph()
     source = av.VideoFrame.from_ndarray(shaded(), format="rgb24")
@@ -1080,22 +1019,6 @@ def test_an_orientation_that_the_codec_bears(tmp_path, decoder, how, change) -> 
         assert difference(video.read([1])[0], change(shaded())) < 3
 
 
-def _shape_pixels(path: Path, container: tuple[int, int] | None = None) -> Path:
-    """Write a video whose codec says 4:3 of its pixels, and whose MP4 container says `container` (None: 4:3, too)."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(shaded(), format="rgb24")))
-        out.mux(stream.encode())
-    if container is not None:
-        data = path.read_bytes()
-        at = data.index(b"pasp") + 4
-        path.write_bytes(data[:at] + struct.pack(">II", *container) + data[at + 8 :])
-    return path
-
-
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 @pytest.mark.parametrize(
     ("container", "width"),  # of 96 stored pixels
@@ -1113,7 +1036,7 @@ def _shape_pixels(path: Path, container: tuple[int, int] | None = None) -> Path:
     ],
 )
 def test_the_width_is_scaled_so_that_pixels_are_square(tmp_path, decoder, container, width) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", container)  # the container's goes before the codec's
+    path = shape_pixels(tmp_path / "video.mp4", container)  # the container's goes before the codec's
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (64, width)
         assert difference(video.read([1])[0], shaded(64, width)) < 3
@@ -1122,17 +1045,17 @@ def test_the_width_is_scaled_so_that_pixels_are_square(tmp_path, decoder, contai
 
 @pytest.mark.parametrize("decoder", BACKENDS)
 def test_the_codecs_ratio_counts_where_the_container_has_none(tmp_path, decoder) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", (0, 1))
+    path = shape_pixels(tmp_path / "video.mp4", (0, 1))
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (64, 128)
-    with open_video(_shape_pixels(tmp_path / "video.h264"), "pyav") as video:
+    with open_video(shape_pixels(tmp_path / "video.h264"), "pyav") as video:
         assert (video.height, video.width) == (64, 128)
 
 
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 def test_the_stored_width_of_a_turned_video_is_its_displayed_height(tmp_path, decoder) -> None:
-    path = _shape_pixels(tmp_path / "video.mp4", (3, 2))
-    _turn(path, 0, 1, 1, 0)
+    path = shape_pixels(tmp_path / "video.mp4", (3, 2))
+    turn(path, 0, 1, 1, 0)
     with open_video(path, decoder) as video:
         assert (video.height, video.width) == (144, 64)
         assert difference(video.read([1])[0], shaded(64, 144).transpose(1, 0, 2)) < 3
@@ -1173,7 +1096,7 @@ def test_a_large_image_is_reduced_in_strips() -> None:
 
 @pytest.mark.parametrize("decoder", BACKENDS)
 def test_few_large_frames_are_held(videos, decoder, monkeypatch) -> None:
-    monkeypatch.setattr(decode, "_HELD_BYTES", 2 * H * W * 3)
+    monkeypatch.setattr("video_gn.data.decode.reader._HELD_BYTES", 2 * H * W * 3)
     with open_video(videos["long_gop.mp4"], decoder) as video:
         if video.decoder == "torchcodec":
             asked, given_ = [], video._reader._video if decoder == "auto" else video._video
@@ -1187,7 +1110,7 @@ def test_few_large_frames_are_held(videos, decoder, monkeypatch) -> None:
 @pytest.mark.parametrize("decoder", BACKENDS)
 @pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG"), ("bt709", None)])
 def test_hdr_is_warned_of_once_per_process(tmp_path, decoder, transfer, name, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(decode, "_hdr_warned", False)
+    monkeypatch.setattr("video_gn.data.decode.stream._hdr_warned", False)
     options = {"x264-params": f"transfer={transfer}:colorprim=bt2020:colormatrix=bt2020nc"}
     paths = [write(tmp_path / f"{k}.mp4", [shaded()] * 2, "libx264", options) for k in range(2)]
     for path in paths:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.helpers import HANG
-from tests.test_train import tiny
-from tests.test_train import videos as videos  # a fixture
+from tests.helpers import end_of_ranks, run_ranks
+from tests.tiny_runs import tiny
 from video_gn.distributed.rendezvous import Facts, disagreement, greeting
 from video_gn.distributed.world import World, world
 from video_gn.errors import UserError
@@ -63,34 +58,6 @@ with world("cpu") as ranks:
 result["left"] = not dist.is_initialized()
 (folder / f"{rank}.json").write_text(json.dumps(result))
 """
-
-
-def run_ranks(script: str, size: int, folder: Path, *arguments: str) -> None:
-    """Run a Python script, given `folder` and `arguments`, as the ranks of a group; all must end well."""
-    codes, errors = end_of_ranks(script, range(size), size, folder, *arguments)
-    assert codes == [0] * size, "\n".join(errors)
-
-
-def end_of_ranks(
-    script: str, ranks: Iterable[int], size: int, folder: Path, *arguments: str
-) -> tuple[list[int], list[str]]:
-    """Start these of the ranks of a group as torchrun would; returns each one's exit code and stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in ranks:
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-W", "ignore", "-c", script, str(folder), *arguments]
-        environment = {**os.environ, **place, **rendezvous}
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [process.communicate(timeout=HANG)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from tests.helpers import HANG, children, is_running, wait_until
-from tests.test_train import tool
+from tests.tiny_runs import tool
 from video_gn import doctor
 from video_gn.config import Config, load_config, parse_config
-from video_gn.doctor import Check, Line, Loading, Target, run_check
+from video_gn.doctor import Check, Line, Target, capacity, decoders, folders, gpu, packages, ranks, run_check
+from video_gn.doctor.capacity import Loading
 from video_gn.errors import UserError
 
 GIB = 2**30
@@ -137,32 +138,32 @@ def test_without_torch_what_needs_it_is_left_out():
     ],
 )
 def test_versions(version, floor, needed, status):
-    line = doctor.version_line("name", floor, version, needed)
+    line = packages.version_line("name", floor, version, needed)
     assert line.status == status
     assert line.remedy == ("" if status == "ok" else f"Run `pip install 'name>={floor}'`.")
 
 
 def test_floors_are_those_of_setup_py():
-    floors = doctor.floors()
+    floors = packages.floors()
     assert {"torch", "torchvision", "av", "numpy", "pydantic", "torchcodec", "decord"} <= floors.keys()
     assert floors["torch"] == "2.7"
     assert "pytest" not in floors
 
 
 def test_a_missing_decoder_matters_where_the_config_asks_for_it(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda package: None if package == "decord" else "99")
+    monkeypatch.setattr(packages, "_installed", lambda package: None if package == "decord" else "99")
     asking = HERE._replace(config=config(decoder="decord"))
     for target, status in ((HERE, "ok"), (asking, "error")):
-        assert {line.name: line.status for line in doctor.versions(target)}["decord"] == status
-    monkeypatch.setattr("video_gn.data.decode._load", lambda name: None)
+        assert {line.name: line.status for line in packages.versions(target)}["decord"] == status
+    monkeypatch.setattr("video_gn.data.decode.libraries.load", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert [line.status for line in doctor.decoder("decord", HERE)] == ["ok"]
-    (line,) = doctor.decoder("decord", asking)
+    assert [line.status for line in decoders.decoder("decord", HERE)] == ["ok"]
+    (line,) = decoders.decoder("decord", asking)
     assert line.status == "error"
     assert line.remedy.startswith("`pip install decord`")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "installed, and broken")
-    assert [line.status for line in doctor.decoder("decord", HERE)] == ["warning"]
-    assert [line.status for line in doctor.decoder("pyav", HERE)] == ["error"]
+    assert [line.status for line in decoders.decoder("decord", HERE)] == ["warning"]
+    assert [line.status for line in decoders.decoder("pyav", HERE)] == ["error"]
 
 
 def test_torchvision_of_another_build(monkeypatch):
@@ -170,27 +171,27 @@ def test_torchvision_of_another_build(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("torchvision.ops.nms", fail)
-    works, ops = doctor.torch_works(HERE)
+    works, ops = packages.torch_works(HERE)
     assert (works.status, ops.status) == ("ok", "error")
     assert "nms does not exist" in ops.text
 
 
 def test_conv3d_that_is_wrong(monkeypatch):
-    assert doctor.conv3d_error(torch.device("cpu"), torch.float32) < 1e-5
-    assert 1e-4 < doctor.conv3d_error(torch.device("cpu"), torch.bfloat16) < 0.02
+    assert packages.conv3d_error(torch.device("cpu"), torch.float32) < 1e-5
+    assert 1e-4 < packages.conv3d_error(torch.device("cpu"), torch.bfloat16) < 0.02
     right = torch.conv3d  # the truth is computed in float64
     monkeypatch.setattr("torch.conv3d", lambda x, w, **k: right(x, w, **k) * (1 if x.dtype == torch.float64 else 2))
-    assert doctor.conv3d_error(torch.device("cpu"), torch.float32) == pytest.approx(1, abs=1e-4)
-    assert next(iter(doctor.torch_works(HERE))).status == "error"
+    assert packages.conv3d_error(torch.device("cpu"), torch.float32) == pytest.approx(1, abs=1e-4)
+    assert next(iter(packages.torch_works(HERE))).status == "error"
 
 
 def test_frames_that_are_wrong():
     truth = np.stack([np.full((4, 6, 3), 10 * i, np.uint8) for i in range(5)])
     order = [4, 0, 2]
-    assert doctor.frames_problem(truth[order] + 2, truth, order) is None
-    assert doctor.frames_problem(truth[[4, 1, 2]] - 3, truth, order) == "gives frame 1 for frame 0"
-    assert doctor.frames_problem(truth[[4, 3, 2]], truth, order) == "frame 0 is off by 30 of 255 on average"
-    assert doctor.frames_problem(truth[order][:, :2], truth, order) == "frames of 2 x 6, not 4 x 6"
+    assert decoders.frames_problem(truth[order] + 2, truth, order) is None
+    assert decoders.frames_problem(truth[[4, 1, 2]] - 3, truth, order) == "gives frame 1 for frame 0"
+    assert decoders.frames_problem(truth[[4, 3, 2]], truth, order) == "frame 0 is off by 30 of 255 on average"
+    assert decoders.frames_problem(truth[order][:, :2], truth, order) == "frames of 2 x 6, not 4 x 6"
 
 
 @pytest.mark.parametrize(
@@ -198,12 +199,12 @@ def test_frames_that_are_wrong():
     [
         ([], "13.2", False, "ok", "use the CPU"),
         ([], "13.2", True, "error", "device is cuda"),
-        (["H200"], None, False, "warning", "built for the CPU alone"),
+        (["H200"], None, False, "warning", "built for the CPU only"),
         (["H200"], "13.2", True, "error", "built for CUDA 13.2"),
     ],
 )
 def test_no_gpu(names, cuda, wanted, status, words):
-    line = doctor.no_gpu_line(names, cuda, wanted)
+    line = gpu.no_gpu_line(names, cuda, wanted)
     assert line.status == status
     assert words in line.text
 
@@ -218,7 +219,7 @@ def test_no_gpu(names, cuda, wanted, status, words):
     ],
 )
 def test_cudnn(torch_version, cudnn, has_gpu, status, words):
-    line = doctor.cudnn_line(torch_version, cudnn, has_gpu)
+    line = gpu.cudnn_line(torch_version, cudnn, has_gpu)
     assert (line.status, bool(line.remedy)) == (status, status != "ok")
     assert words in line.text
 
@@ -227,7 +228,7 @@ def test_what_workers_take():
     values = {"frames": 8, "stride": 2, "crop": 224, "short_side": [256, 320], "workers": 3}
     tree = {"output_dir": "x", "model": {"stem": "sparse"}, "data": values, "train": {"clips_per_gpu": 4}}
     tree["test"] = {"views": "full", "clips": 2, "short_side": 256}
-    long = doctor.loading(parse_config(tree), 2, 512, 1000, 300)
+    long = capacity.loading(parse_config(tree), 2, 512, 1000, 300)
     # Training: 8 frames of 448 x 448, 2 loaders x 3 workers x 2 batches x 4 clips; more than a test's 16 whole frames.
     assert long.shared == 2 * (2 * 3 * 2 * 4) * (8 * 448 * 448 * 3)
     assert long.files == 256 + 48
@@ -235,31 +236,31 @@ def test_what_workers_take():
     tree["test"]["clips"] = 30
     # Testing: 3 workers x 1 video, all 239 frames that are in 30 clips of 8, wherever they repeat.
     frames = {s + 2 * i for k in range(30) for s in [round(k * 284 / 29)] for i in range(8)}
-    assert doctor.loading(parse_config(tree), 1, 512, 1000, 300).shared == 3 * len(frames) * 512 * 1000 * 3
+    assert capacity.loading(parse_config(tree), 1, 512, 1000, 300).shared == 3 * len(frames) * 512 * 1000 * 3
     # 4K: each 8 x 8 pixels become one.
-    assert doctor.loading(parse_config(tree), 1, 2160, 3840, 300).shared == 3 * len(frames) * 270 * 480 * 3
+    assert capacity.loading(parse_config(tree), 1, 2160, 3840, 300).shared == 3 * len(frames) * 270 * 480 * 3
     tree["data"]["workers"] = 0
-    assert doctor.loading(parse_config(tree), 1, 512, 1000, 300)[2:4] == (0, 256)
+    assert capacity.loading(parse_config(tree), 1, 512, 1000, 300)[2:4] == (0, 256)
 
 
 def test_judgements_of_limits():
     load = Loading(ranks=2, workers=4, shared=3 * GIB, files=2000, about="a video")
     cases = [
-        (doctor.shared_memory_line(64 * 2**20, None), "warning"),
-        (doctor.shared_memory_line(GIB, None), "ok"),
-        (doctor.shared_memory_line(GIB, load), "error"),
-        (doctor.shared_memory_line(4 * GIB, load), "ok"),
-        (doctor.open_files_line(1024, 4096, None), "ok"),
-        (doctor.open_files_line(1024, 4000, None), "warning"),
-        (doctor.open_files_line(1024, 1024, load), "warning"),
-        (doctor.open_files_line(-1, -1, load), "ok"),
-        (doctor.memory_line(6 * GIB, 8 * GIB, load), "warning"),
-        (doctor.memory_line(8 * GIB, 8 * GIB, load), "ok"),
-        (doctor.cores_line(7.5, load), "warning"),
-        (doctor.cores_line(8, load), "ok"),
-        (doctor.read_speed_line("d", "1 file", 10**6, 1.0, 1), "warning"),
-        (doctor.read_speed_line("d", "64 files", 10**6, 1.0, 64), "ok"),
-        (doctor.read_speed_line("d", "1 file", 10**8, 1.0, 1), "ok"),
+        (capacity.shared_memory_line(64 * 2**20, None), "warning"),
+        (capacity.shared_memory_line(GIB, None), "ok"),
+        (capacity.shared_memory_line(GIB, load), "error"),
+        (capacity.shared_memory_line(4 * GIB, load), "ok"),
+        (capacity.open_files_line(1024, 4096, None), "ok"),
+        (capacity.open_files_line(1024, 4000, None), "warning"),
+        (capacity.open_files_line(1024, 1024, load), "warning"),
+        (capacity.open_files_line(-1, -1, load), "ok"),
+        (capacity.memory_line(6 * GIB, 8 * GIB, load), "warning"),
+        (capacity.memory_line(8 * GIB, 8 * GIB, load), "ok"),
+        (capacity.cores_line(7.5, load), "warning"),
+        (capacity.cores_line(8, load), "ok"),
+        (folders.read_speed_line("d", "1 file", 10**6, 1.0, 1), "warning"),
+        (folders.read_speed_line("d", "64 files", 10**6, 1.0, 64), "ok"),
+        (folders.read_speed_line("d", "1 file", 10**8, 1.0, 1), "ok"),
     ]
     for line, status in cases:
         assert line.status == status, line
@@ -275,9 +276,9 @@ def test_control_groups(tmp_path):
         for name, text in {"own": own, **files}.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return doctor.cgroup_limits(tmp_path / "fs", tmp_path / "own")
+        return capacity.cgroup_limits(tmp_path / "fs", tmp_path / "own")
 
-    assert doctor.cgroup_limits(tmp_path / "fs", tmp_path / "absent") == (float("inf"), float("inf"))
+    assert capacity.cgroup_limits(tmp_path / "fs", tmp_path / "absent") == (float("inf"), float("inf"))
     assert limits("0::/\n", {}) == (float("inf"), float("inf"))
     assert limits("0::/job/step\n", {"fs/job/memory.max": "1000\n", "fs/job/step/memory.max": "max\n"})[0] == 1000
     assert limits("0::/job/step\n", {"fs/cpu.max": "150000 100000", "fs/job/cpu.max": "max 100000"}) == (1000, 1.5)
@@ -290,7 +291,7 @@ def test_control_groups(tmp_path):
 
 def test_checkpoints_of_the_papers_net(root):
     net = load_config(root / "configs/kinetics400/i3d_r50_gn_32x2_8clips.yaml")
-    assert doctor.checkpoint_bytes(net) == 4 * 2 * 4 * 28_043_472  # 4 files of weights and momentum; GN has no buffers
+    assert folders.checkpoint_bytes(net) == 4 * 2 * 4 * 28_043_472  # 4 files of weights and momentum; GN has no buffers
 
 
 # Folders
@@ -298,16 +299,16 @@ def test_checkpoints_of_the_papers_net(root):
 
 def test_data_folder(tmp_path):
     missing = tmp_path / "absent"
-    (line,) = doctor.lists(Target(missing, tmp_path))
+    (line,) = folders.lists(Target(missing, tmp_path))
     assert (line.status, str(missing) in line.text) == ("error", True)
-    assert list(doctor.read_speed(Target(missing, tmp_path))) == []
-    (line,) = doctor.read_speed(Target(tmp_path, tmp_path))
+    assert list(folders.read_speed(Target(missing, tmp_path))) == []
+    (line,) = folders.read_speed(Target(tmp_path, tmp_path))
     assert "a temporary file, no video found" in line.text
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
     for name in ("a/x.MP4", "y.webm", "z.txt"):
         (tmp_path / name).write_bytes(bytes(500_000))
-    (line,) = doctor.read_speed(Target(tmp_path, tmp_path))
+    (line,) = folders.read_speed(Target(tmp_path, tmp_path))
     assert "2 files, 1.0 MB" in line.text
 
 
@@ -316,11 +317,11 @@ def test_lists(tmp_path):
     (tmp_path / "train.csv").write_text("x.mp4 0\n")
     (tmp_path / "val.csv").write_text("x.mp4 0\nabsent.mp4 1\n")
     tree = config(root=str(tmp_path), test_list="test.csv")
-    train, val, test = doctor.lists(Target(tmp_path, tmp_path, tree))
+    train, val, test = folders.lists(Target(tmp_path, tmp_path, tree))
     assert (train.status, train.text) == ("ok", "1 videos; 1 of them looked for and there")
     assert (val.status, "absent.mp4" in val.text) == ("error", True)
     assert (test.status, test.remedy) == ("error", "Correct the path or set data.root.")
-    assert doctor.sample_files(Target(tmp_path, tmp_path, tree)) == [tmp_path / "x.mp4"]
+    assert folders.sample_files(Target(tmp_path, tmp_path, tree)) == [tmp_path / "x.mp4"]
 
 
 def test_lists_without_what_is_in_quarantine(tmp_path):
@@ -329,10 +330,10 @@ def test_lists_without_what_is_in_quarantine(tmp_path):
     (tmp_path / "train.csv").write_text("x.mp4 0\nabsent.mp4 1\n")
     (tmp_path / "val.csv").write_text("absent.mp4 1\n")
     target = Target(tmp_path, tmp_path, config(root=str(tmp_path), test_list="train.csv", quarantine="bad.csv"))
-    missing, *_ = doctor.lists(target)
+    missing, *_ = folders.lists(target)
     assert (missing.status, "bad.csv" in missing.text) == ("error", True)
     (tmp_path / "bad.csv").write_text("path,reason\nabsent.mp4,damaged\n")
-    train, val = doctor.lists(target)
+    train, val = folders.lists(target)
     assert (train.status, train.text) == ("ok", "2 videos; 1 of them looked for and there")
     assert (val.status, val.text) == ("ok", "1 videos; 0 of them looked for and there")
 
@@ -343,24 +344,24 @@ def test_labels(tmp_path):
     (tmp_path / "val.csv").write_text("z.mp4 0\n./y.mp4 2\n")
     target = Target(tmp_path, tmp_path, parse_config({"output_dir": "x", "data": {"root": str(tmp_path)}}))
     config = parse_config({"output_dir": "x", "data": {"root": str(tmp_path)}, "model": {"num_classes": 3}})
-    begin, shared = doctor.labels(target._replace(config=config))
+    begin, shared = folders.labels(target._replace(config=config))
     assert begin.status == shared.status == "warning" and "labels begin at 0" in begin.text
     assert begin.remedy == "Subtract 1 from each and set model.num_classes=2."
     assert "1 of 2 validation videos are in the training list" in shared.text
     (tmp_path / "val.csv").unlink()
-    assert list(doctor.labels(target)) == []  # `lists` says so
+    assert list(folders.labels(target)) == []  # `lists` says so
 
 
 def test_output_folder(tmp_path, monkeypatch):
     target = Target(tmp_path, tmp_path / "runs" / "new")
-    (line,) = doctor.output_folder(target)
+    (line,) = folders.output_folder(target)
     assert "free, writes at" in line.text
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 2**20}))
-    assert next(iter(doctor.output_folder(target))).status == "error"
+    assert next(iter(folders.output_folder(target))).status == "error"
     monkeypatch.undo()
     (tmp_path / "runs").touch()
-    (line,) = doctor.output_folder(target)
+    (line,) = folders.output_folder(target)
     assert (line.status, "cannot be written" in line.text) == ("error", True)
 
 
@@ -385,12 +386,12 @@ def test_a_decoder_that_segfaults(monkeypatch):
 
 def test_ranks_that_disagree(monkeypatch):
     monkeypatch.setattr(
-        doctor, "_rank", lambda parent, backend, rank, port, answers: answers.put([3.0, "ConnectError: no"][rank])
+        ranks, "_rank", lambda parent, backend, rank, port, answers: answers.put([3.0, "ConnectError: no"][rank])
     )
-    (line,) = doctor.all_reduce("gloo", HERE)
+    (line,) = ranks.all_reduce("gloo", HERE)
     assert (line.status, line.text) == ("error", "ConnectError: no")
-    monkeypatch.setattr(doctor, "_rank", lambda *_: os._exit(7))
-    assert next(iter(doctor.all_reduce("gloo", HERE))).text == "the two ranks ended with 7 and 7"
+    monkeypatch.setattr(ranks, "_rank", lambda *_: os._exit(7))
+    assert next(iter(ranks.all_reduce("gloo", HERE))).text == "the two ranks ended with 7 and 7"
 
 
 def test_what_a_command_names(tmp_path, root):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_atomic import files_up_to, read_only
-from tests.test_train import tool
+from tests.helpers import files_up_to, read_only
+from tests.tiny_runs import tool
 from tests.untrained import write_untrained
 from video_gn import export, inference
 from video_gn.data.motion import CLASSES

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.helpers import HANG
-from tests.test_train import launch
+from tests.tiny_runs import launch
 from tests.untrained import write_untrained
 from video_gn import features, inference
 from video_gn.config import load_config

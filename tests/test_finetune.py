@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_images import TINY as TINY_IMAGES
-from tests.test_images import tree  # noqa: F401 - a fixture
-from tests.test_train import (
-    TINY,
-    run,
-    videos,  # noqa: F401 - a fixture
-)
+from tests.tiny_runs import TINY, TINY_IMAGES, run
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES
 from video_gn.errors import UserError
@@ -33,7 +27,7 @@ def train(folder: Path, template: str, root: Path, *overrides: str) -> dict[str,
 FROM_IMAGES = ["train.epochs=1", "optim.body_lr=0", "optim.norm_weight_decay=0", "model.dropout=0"]
 
 
-def test_clips_start_from_the_inflated_images_and_body_lr_0_keeps_them(tmp_path, tree, videos, capsys):  # noqa: F811
+def test_clips_start_from_the_inflated_images_and_body_lr_0_keeps_them(tmp_path, tree, videos, capsys):
     images = train(tmp_path / "images", TINY_IMAGES, tree, "train.epochs=1")
     source = f"model.init_from={tmp_path / 'images' / 'run' / 'checkpoints' / 'last.pt'}"
     clips = train(tmp_path / "clips", TINY, videos, *FROM_IMAGES, source)
@@ -51,7 +45,7 @@ def test_clips_start_from_the_inflated_images_and_body_lr_0_keeps_them(tmp_path,
         assert word in told
 
 
-def test_a_resumed_run_does_not_start_again_from_the_weights(tmp_path, tree, videos):  # noqa: F811
+def test_a_resumed_run_does_not_start_again_from_the_weights(tmp_path, tree, videos):
     train(tmp_path / "images", TINY_IMAGES, tree, "train.epochs=1")
     source = tmp_path / "images" / "run" / "checkpoints" / "last.pt"
     first = train(tmp_path / "clips", TINY, videos, "train.epochs=1", f"model.init_from={source}")
@@ -61,7 +55,7 @@ def test_a_resumed_run_does_not_start_again_from_the_weights(tmp_path, tree, vid
     assert not torch.equal(first["head.fc.weight"], last["head.fc.weight"])
 
 
-def lists(folder: Path, videos: Path, names: Sequence[str]) -> list[str]:  # noqa: F811
+def lists(folder: Path, videos: Path, names: Sequence[str]) -> list[str]:
     """Overrides for the videos' lists in a folder where the classes have these names."""
     folder.mkdir()
     for name in ("train.csv", "val.csv"):
@@ -70,7 +64,7 @@ def lists(folder: Path, videos: Path, names: Sequence[str]) -> list[str]:  # noq
     return [f"data.{split}_list={folder / f'{split}.csv'}" for split in ("train", "val")]
 
 
-def test_a_label_means_one_class(tmp_path, videos):  # noqa: F811
+def test_a_label_means_one_class(tmp_path, videos):
     """From training list to validation list, from run to resumed run, and from the weights' head to the run's."""
     other = lists(tmp_path / "other", videos, CLASSES[::-1])
     with pytest.raises(UserError, match="val.csv: label 0 is 'up' to the network and 'sway' in .*classes.txt"):
@@ -95,7 +89,7 @@ def test_a_label_means_one_class(tmp_path, videos):  # noqa: F811
     train(tmp_path / "d", TINY, videos, "train.epochs=1", *other, source, "model.init_drop=['head.*']")
 
 
-def test_frozen_batch_norm_keeps_the_trained_statistics(tmp_path, videos):  # noqa: F811
+def test_frozen_batch_norm_keeps_the_trained_statistics(tmp_path, videos):
     trained = train(tmp_path / "bn", TINY, videos, "model.norm=bn", "train.epochs=1")
     source = f"model.init_from={tmp_path / 'bn' / 'run' / 'checkpoints' / 'last.pt'}"
     tuned = train(tmp_path / "frozen", TINY, videos, "model.norm=frozen_bn", "train.epochs=1", source)
@@ -105,7 +99,7 @@ def test_frozen_batch_norm_keeps_the_trained_statistics(tmp_path, videos):  # no
     assert not torch.equal(trained["res2.0.conv_a.weight"], tuned["res2.0.conv_a.weight"])
 
 
-def test_mistakes(tmp_path, videos):  # noqa: F811
+def test_mistakes(tmp_path, videos):
     with pytest.raises(UserError, match="model.init_from"):
         train(tmp_path / "a", TINY, videos, "model.norm=frozen_bn")
     with pytest.raises(UserError, match="absent.pt"):

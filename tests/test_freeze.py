@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_train import launch, run, tiny
-from tests.test_train import videos as videos  # a fixture
+from tests.tiny_runs import launch, run, tiny
 from video_gn.config import ModelConfig, OptimConfig, parse_config
 from video_gn.engine.optim import build_optimizer
 from video_gn.engine.train import Trainer

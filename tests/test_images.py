@@ -1,4 +1,4 @@
-"""Image folders: records, JPEGs decoded no larger than needed, section 4.1's crops and colours, training and test."""
+"""Image folders: records, JPEGs decoded no larger than needed, section 4.1's crops and colors, training and test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import vgg
 from torchvision.transforms.v2 import functional as tv
 
-from tests.test_inflate import speak
-from tests.test_train import ROOT, run
+from tests.helpers import smooth
+from tests.networks import speak
+from tests.tiny_runs import ROOT, TINY_IMAGES, run
 from video_gn.config import load_config
 from video_gn.data import augment, dataset
 from video_gn.data.dataset import ClipSpec, TrainClips
@@ -33,33 +33,13 @@ from video_gn.errors import UserError
 from video_gn.models import build_model
 from video_gn.models.inflate import initialize
 from video_gn.models.vgg import VGG
-from video_gn.plots import plot_percentiles
+from video_gn.run.plots import plot_percentiles
 from video_gn.study import load_study, plan_runs
-
-
-def smooth(height: int, width: int, seed: int) -> np.ndarray:
-    """A picture without fine detail, so that JPEG and scaling change it little."""
-    small = np.random.default_rng(seed).integers(40, 215, (4, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """train/ and val/ of 3 classes told apart by colour."""
-    root = tmp_path_factory.mktemp("tree")
-    for split, count in (("train", 8), ("val", 3)):
-        for label, name in enumerate(("ant", "bee", "wasp and hornet")):
-            (root / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = smooth(50, 60, 100 * label + k).copy()
-                pixels[..., label] = 250
-                Image.fromarray(pixels).save(root / split / name / f"{k}.jpg", quality=95)
-    return root
 
 
 def test_records_are_those_of_image_folder(tree):
     records = read_image_folder("train", str(tree), 3)
-    assert [(str(tree / r.path), r.label) for r in records] == ImageFolder(str(tree / "train")).samples
+    assert [(str(tree / r.path), r.target) for r in records] == ImageFolder(str(tree / "train")).samples
 
 
 def test_the_classes_are_those_that_were_trained(tree, tmp_path):
@@ -211,7 +191,7 @@ def test_unreadable_images(tmp_path):
 
 def test_random_area_views():
     """8 to 100 % of the area, aspect 3/4 to 4/3, inside the image, anywhere."""
-    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), 0.5, keyed_rng(k)) for k in range(2000)]
+    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), keyed_rng(k)) for k in range(2000)]
     for top, left, height, width in (view.box for view in views):
         assert 0 <= top <= top + height <= 300
         assert 0 <= left <= left + width <= 400
@@ -220,80 +200,67 @@ def test_random_area_views():
     shares = np.array([v.box[2] * v.box[3] / 120_000 for v in views])
     assert shares.min() < 0.1
     assert shares.max() > 0.8
-    assert 0.45 < np.mean([v.flip for v in views]) < 0.55
-    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), 0, keyed_rng(0))
+    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), keyed_rng(0))
     assert thin.box == (0, 495, 10, 10)  # nothing fits in ten tries: the centered square
 
 
-def test_colours_are_torchvisions():
-    image = torch.rand(1, 6, 7, 3) * 100 + 60  # far enough from 0 and 255 that torchvision clamps nothing
-    chw = image.permute(0, 3, 1, 2) / 255
+def test_colors_are_torchvisions():
+    image = torch.rand(1, 3, 6, 7) * 100 + 60  # far enough from 0 and 255 that torchvision clamps nothing
     for name, function in (
         ("brightness", tv.adjust_brightness),
         ("contrast", tv.adjust_contrast),
         ("saturation", tv.adjust_saturation),
     ):
-        got = augment.change_colour(image, augment.Colour(((name, 1.3),), (0.0, 0.0, 0.0)))
-        expected = function(chw, 1.3).permute(0, 2, 3, 1) * 255
+        got = augment.ColorJitter(0.4).apply(image, ((name, 1.3),))
+        expected = function(image / 255, 1.3) * 255
         torch.testing.assert_close(got, expected, atol=0.1, rtol=1e-3)  # its gray weights have 4 digits
-    shifted = augment.change_colour(image, augment.Colour((), (0.1, 0.0, -0.1)))
-    torch.testing.assert_close(shifted - image, torch.tensor([25.5, 0.0, -25.5]).expand_as(image), atol=1e-4, rtol=0)
+    shifted = augment.Lighting(0.1).apply(image, (0.1, 0.0, -0.1))
+    expected = torch.tensor([25.5, 0.0, -25.5])[:, None, None].expand_as(image)
+    torch.testing.assert_close(shifted - image, expected, atol=1e-4, rtol=0)
 
 
-def test_random_colours():
+def test_random_colors():
     """Factors within 1 +- jitter, all orders; lighting's covariance is axes diag(std^2) axes^T x 0.01."""
-    colours = [augment.random_colour(0.4, 0.1, keyed_rng(k)) for k in range(3000)]
-    assert len({tuple(name for name, _ in c.factors) for c in colours}) == 6
-    factors = np.array([factor for c in colours for _, factor in c.factors])
+    jitters = [augment.ColorJitter(0.4).draw(keyed_rng(k), (8, 8)) for k in range(3000)]
+    assert len({tuple(name for name, _ in jitter) for jitter in jitters}) == 6
+    factors = np.array([factor for jitter in jitters for _, factor in jitter])
     assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
-    shifts = np.array([c.shift for c in colours])
+    shifts = np.array([augment.Lighting(0.1).draw(keyed_rng(k), (8, 8)) for k in range(3000)])
     axes = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     expected = 0.01 * axes @ np.diag(np.square([0.2175, 0.0188, 0.0045])) @ axes.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, atol=3e-5)
-    assert augment.random_colour(0, 0, keyed_rng(0)) is None
 
 
 def test_an_image_is_a_clip_of_one_frame(tree):
     records = read_image_folder("train", str(tree), 3)
-    spec = ClipSpec(1, 1, 32, (40, 40), 0.5, area=(0.08, 1.0), colour_jitter=0.4, lighting=0.1)
+    chosen = (augment.Flip(0.5), augment.ColorJitter(0.4), augment.Lighting(0.1))
+    spec = ClipSpec(1, 1, 32, (40, 40), chosen, area=(0.08, 1.0))
     clips = TrainClips(records, str(tree), "image", spec, seed=0, max_unreadable=0)
     first, again, later = clips[0, 3], clips[0, 3], clips[1, 3]
-    assert torch.equal(first.frames, again.frames) and (first.views, first.colour) == (again.views, again.colour)
-    assert first.colour != later.colour
+    assert torch.equal(first.frames, again.frames) and (first.views, first.changes) == (again.views, again.changes)
+    assert first.changes != later.changes
     assert first.clip_indices.tolist() == [[0]]
     center = dataset.TestClips(
         records, str(tree), "image", spec, views="center", clips=1, clip_starts="spread", short_side=40
     )[0]
-    assert center.colour is None
+    assert center.changes == ()
     (view,) = center.views
     assert (view.height, view.width, view.box[2:]) == (32, 32, (40, 40))  # 32 of 40, of a 50 pixel short side
 
 
-TINY = """
-output_dir: {out}
-device: cpu
-model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 3, stem: slowfast, dropout: 0}}
-data: {{kind: images, root: {root}, train_list: train, val_list: val, test_list: val, frames: 1, crop: 32, workers: 0,
-  area: [0.5, 1.0], colour_jitter: 0.2, lighting: 0.1}}
-optim: {{lr: 0.05, reference_batch: 8, schedule: cosine}}
-train: {{epochs: 8, clips_per_gpu: 4, global_batch: 8}}
-test: {{views: center, clips: 1, short_side: 36}}
-"""
-
-
 @pytest.mark.parametrize("change", [[], ["model.norm=bn"], ["model.arch=vgg16", "model.blocks=null", "optim.lr=0.01"]])
 def test_the_same_tools_train_and_score_images(tree, tmp_path, change):
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     folder = run(load_config(tmp_path / "tiny.yaml", change))
     epochs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     last = [r for r in epochs if r["kind"] == "epoch"][-1]
     result = score_checkpoint(folder / "checkpoints" / "last.pt")
     assert (result.protocol, result.videos_scored, result.videos_listed) == ("1-crop center 32", 9, 9)
-    assert result.top1 == pytest.approx(
+    assert result.scores["top1"] == pytest.approx(
         100 - last["val/top1_error"], abs=1e-3
     )  # the monitored error is the center crop's
     if not change:
-        assert result.top1 >= 66  # chance is 33
+        assert result.scores["top1"] >= 66  # chance is 33
 
 
 def test_the_reported_figure_is_the_median_of_the_last_5_epochs(tree, tmp_path, monkeypatch, capsys):
@@ -302,7 +269,7 @@ def test_the_reported_figure_is_the_median_of_the_last_5_epochs(tree, tmp_path, 
     monkeypatch.setattr(
         Trainer, "evaluate", lambda self: ({"loss": 1.0, "top1_error": next(given), "top5_error": 0.0, "clips": 9}, 0)
     )
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     folder = run(load_config(tmp_path / "tiny.yaml", ["train.epochs=6"]))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [r["val/top1_error"] for r in log if r["kind"] == "epoch"] == errors
@@ -319,7 +286,7 @@ def test_section_4_1_and_fb_resnet_torch_to_the_letter(path):
     config = load_config(path)
     data, optim, test = config.data, config.optim, config.test
     assert (data.area, data.crop, data.flip) == ((0.08, 1.0), 224, 0.5)
-    assert (data.colour_jitter, data.lighting) == (0.4, 0.1)
+    assert (data.color_jitter, data.lighting) == (0.4, 0.1)
     assert (optim.momentum, optim.nesterov, optim.schedule, optim.warmup_epochs) == (0.9, True, "steps", 0)
     assert optim.weight_decay == optim.norm_weight_decay == 1e-4
     assert (test.views, test.short_side, test.clips, config.train.eval_every) == ("center", 256, 1, 1)
@@ -358,7 +325,7 @@ def test_vgg16_is_torchvisions_with_a_norm_after_each_convolution(norm):
 
 def test_a_group_norm_net_from_a_batch_norm_nets_weights_says_what_it_leaves(tree, tmp_path, capsys):
     """What fits nowhere ends the run at its start unless model.init_drop names it; then it is listed."""
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "bn", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "bn", root=tree))
     last = run(load_config(tmp_path / "tiny.yaml", ["model.norm=bn", "train.epochs=1"])) / "checkpoints" / "last.pt"
     options = ["train.epochs=1", f"model.init_from={last}"]
     with pytest.raises(UserError, match="fit nowhere: 34 .stem.norm.running_mean"):  # of 1 + 4 x 4 norms, 2 each
@@ -371,7 +338,7 @@ def test_a_group_norm_net_from_a_batch_norm_nets_weights_says_what_it_leaves(tre
 
 
 def test_config_rules_of_images(tmp_path, tree):
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     for change, words in (
         ("data.frames=8", "frames is 8"),
         ("test.views=full", "test.views center"),
@@ -384,7 +351,7 @@ def test_percentiles_of_a_layer_are_logged(tree, tmp_path):
     """Of VGG-16's last convolution; checked against NumPy on the same images through the checkpoint's own net."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tmp_path / "tiny.yaml").write_text(TINY.format(out=tmp_path / "run", root=tree))
+    (tmp_path / "tiny.yaml").write_text(TINY_IMAGES.format(out=tmp_path / "run", root=tree))
     options = ["model.arch=vgg16", "train.epochs=1", "train.percentiles_of=conv.12", "train.clips_per_gpu=4"]
     config = load_config(tmp_path / "tiny.yaml", options)
     folder = run(config)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -21,15 +20,15 @@ from torch import nn
 
 import video_gn
 from tests.bad_videos import number_of, remux, write
-from tests.test_decode import without_frame
-from tests.test_train import tool
+from tests.numbered_videos import without_frame
+from tests.tiny_runs import tool
 from tests.untrained import write_untrained
 from video_gn import inference, predict
-from video_gn.data import decode
+from video_gn.data import packets
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.motion import CLASSES
 from video_gn.distributed.world import World
-from video_gn.draw import BAR, panel, shorten, write_video
+from video_gn.draw.text import BAR, panel, shorten, write_video
 from video_gn.engine.datasets import read_records
 from video_gn.engine.test import score_videos
 from video_gn.errors import UserError
@@ -299,10 +298,8 @@ def test_a_written_video_has_its_frames(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
-def test_a_timeline_is_drawn(classifier, videos, tmp_path, monkeypatch):
+def test_a_timeline_is_drawn(classifier, videos, tmp_path, drawn):
     line = classifier.timeline(videos[0])
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     predict.plot_timeline(classifier, videos[0], line, tmp_path / "x.png", classes=3)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     curves = drawn[0].axes[1].lines
@@ -373,8 +370,8 @@ def test_files_of_long_names_are_written_under_shortened_ones(classifier, videos
 @pytest.mark.parametrize("lost", [47, 71])
 def test_all_frames_of_a_video_that_has_one_less(tmp_path, lost, monkeypatch):
     """A packet holds no frame: found out in the middle of the video, and in what is read last."""
-    index = decode.index_packets
-    monkeypatch.setattr(decode, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
+    index = packets.index_packets
+    monkeypatch.setattr(packets, "index_packets", lambda *args, **kwargs: replace(index(*args, **kwargs), proven=True))
     source = write(tmp_path / "source.mkv", range(80), "mpeg4", codec_options={"g": "12", "bf": "0"})
     path = tmp_path / "lost.avi"
     remux(source, path, lambda n, packet: without_frame(packet) if n == lost else packet)

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.networks import NORMS, speak
 from video_gn.errors import UserError
 from video_gn.models.inflate import inflate, initialize
 from video_gn.models.resnet import ResNet
-from video_gn.norm import NORMS as ALL_NORMS
-from video_gn.norm import norm_factory
-
-Model = TypeVar("Model", bound=nn.Module)
-
-NORMS = {name: norm_factory(name, channels_per_group=4, brn_warmup=0, brn_ramp=0) for name in ALL_NORMS}
 
 
 def thin(norm: str, dims: int, num_classes: int = 7, **changes: object) -> ResNet:
     options = {"blocks": (1, 2, 1, 2), "width": 8, "dropout": 0.0} | changes
     return ResNet(num_classes, NORMS[norm], dims=dims, **options)
-
-
-def speak(model: Model) -> Model:
-    """Every number says something: no gamma of zero, no running mean of zero, our logits of order 1."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith(("bias", "running_mean")):
-                tensor.normal_(0, 0.1)
-            elif name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5)
-        if isinstance(model, ResNet):
-            nn.init.normal_(model.head.fc.weight, std=0.1)
-    return model
 
 
 def replicate_in_time(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from video_gn import limits
-from video_gn.children import call_in_child
+from video_gn.files.children import call_in_child
 
 
 @pytest.mark.parametrize(

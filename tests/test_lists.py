@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from video_gn.data.lists import (
     Record,
     check_files,
     find_list,
+    format_line,
     read_class_names,
     read_list,
     video_path,
 )
+from video_gn.data.targets import parse_several
 from video_gn.engine.datasets import list_warnings
 from video_gn.errors import UserError
 
@@ -149,7 +152,7 @@ def test_long_line_is_cut(tmp_path: Path, content: str) -> None:
 
 def test_line_numbers_count_every_line(tmp_path: Path) -> None:
     records = read(tmp_path, "\ufeff# comment\r\n\r\npath,label\r\na.mp4 1\r\n\r\nb.mp4 2")
-    assert [(record.path, record.label, record.line) for record in records] == [("a.mp4", 1, 4), ("b.mp4", 2, 6)]
+    assert [(record.path, record.target, record.line) for record in records] == [("a.mp4", 1, 4), ("b.mp4", 2, 6)]
 
 
 @pytest.mark.parametrize("header", ["path,label", "path label", '"path","label"', "file , label", "id,name,label"])
@@ -182,7 +185,7 @@ HEADER = "label,youtube_id,time_start,time_end,split"
 )
 def test_kinetics_csv(tmp_path: Path, header: str, row: str, path: str, label: int) -> None:
     records = read(tmp_path, f"\ufeff{header}\r\n{row}\r\n", 5, NAMES)
-    assert [(record.path, record.label, record.line) for record in records] == [(path, label, 2)]
+    assert [(record.path, record.target, record.line) for record in records] == [(path, label, 2)]
 
 
 def test_bad_kinetics_rows(tmp_path: Path) -> None:
@@ -221,7 +224,7 @@ def test_the_official_validation_list(shared_data: Path) -> None:
     records = read_list("kinetics-400_val.csv", str(lists), 400, names)
     assert len(records) == 19_906
     assert records[0] == Record("0wR5jVB-WPk_000417_000427.mp4", 0)
-    assert {record.label for record in records} == set(range(400))
+    assert {record.target for record in records} == set(range(400))
 
 
 # Files and their bytes
@@ -302,7 +305,7 @@ def test_any_bytes_give_records_or_a_user_error(header: bytes, content: bytes) -
             assert len(str(error).splitlines()) == 1
         else:
             assert records
-            assert all(record.path and 0 <= record.label < 10 for record in records)
+            assert all(record.path and 0 <= record.target < 10 for record in records)
             numbers = [record.line for record in records]
             assert numbers == sorted(set(numbers)) and numbers[0] >= 1
 
@@ -609,10 +612,115 @@ def test_lists_of_real_videos(shared_data: Path) -> None:
     assert (len(train), len(test)) == (529, 202)
     check_files(train + test, root, "train.csv")
     names = read_class_names("classes.txt", root, 6)
-    assert all(f"/{names[record.label]}/" in record.path for record in train + test)
+    assert all(f"/{names[record.target]}/" in record.path for record in train + test)
 
 
 def test_a_class_has_one_name(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("run\nwalk\nrun\n")
     with pytest.raises(UserError, match="'run' twice"):
         read_class_names("classes.txt", str(tmp_path), 3)
+
+
+# Several labels per video
+
+
+def several(folder: Path, content: str, num_classes: int = 10) -> list[Record]:
+    (folder / "list.csv").write_text(content)
+    parse = partial(parse_several, num_classes=num_classes)
+    return read_list("list.csv", str(folder), num_classes, parse=parse)
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "labels"),
+    [
+        ("a.mp4,3;7;2", "a.mp4", (2, 3, 7)),
+        ("a b.mp4 3;7", "a b.mp4", (3, 7)),
+        ("a.mp4\t1;2", "a.mp4", (1, 2)),
+        ("a.mp4 , 1 ; 2", "a.mp4", (1, 2)),
+        ("a, b.mp4,1; 2", "a, b.mp4", (1, 2)),
+        ('"a, b.mp4" 1 ; 2', "a, b.mp4", (1, 2)),
+        ('"a.mp4","1;2"', "a.mp4", (1, 2)),
+        ("a;b.mp4,4", "a;b.mp4", (4,)),
+        ("a 1;2.mp4 5;6", "a 1;2.mp4", (5, 6)),
+        ("a b.mp4,", "a b.mp4", ()),
+        ("a b.mp4 ,", "a b.mp4", ()),
+        ("a.mp4", "a.mp4", ()),
+        ('"a b.mp4"', "a b.mp4", ()),
+        ('"a b.mp4",""', "a b.mp4", ()),
+        ('"clip 7",', "clip 7", ()),
+    ],
+)
+def test_one_line_of_several_labels(tmp_path: Path, line: str, path: str, labels: tuple[int, ...]) -> None:
+    assert several(tmp_path, line) == [Record(path, labels)]
+    assert several(tmp_path, f"path,labels\n{line}\nz.mp4,0") == [Record(path, labels), Record("z.mp4", (0,))]
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("a.mp4,3;3", "the label 3 is given twice; remove one"),
+        ("a.mp4,3;10", "the label 10 is outside 0 to 9; correct it or set model.num_classes"),
+        ("a.mp4,-1", "the label -1 is outside 0 to 9"),
+        ("a.mp4,3;", "the label '' is not an integer; write `path,3;17`"),
+        ("a.mp4,1;;2", "the label '' is not an integer"),
+        ("a.mp4,1;x", "the label 'x' is not an integer"),
+        ("a.mp4,1|2", "the label '1|2' is not an integer"),
+        ("a.mp4,1.0;2", "the label '1.0' is not an integer"),
+        ("a b.mp4", "the label 'b.mp4' is not an integer"),
+        ("a.mp4,3;7,", "a comma follows the label; remove it"),
+        (",3;4", "a path and a label are needed"),
+    ],
+)
+def test_bad_line_of_several_labels_is_named(tmp_path: Path, line: str, rule: str) -> None:
+    with pytest.raises(UserError) as error:
+        several(tmp_path, f"# first\n{line}\nz.mp4,0;2\n")
+    assert str(error.value).startswith(f"{tmp_path / 'list.csv'}, line 2 ({line!r}): {rule}")
+    assert " | " not in str(error.value)
+
+
+def test_forms_of_lists_of_several_labels(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"separated by semicolons; write `a\.mp4 3` in line 1"):
+        several(tmp_path, "a.mp4;3\nb.mp4;4\n")
+    with pytest.raises(UserError, match=r"labels begin at 0, and these are 1 to 10 .* subtract 1"):
+        several(tmp_path, "a.mp4,1;2\nb.mp4,10;3\nc.mp4,\n")
+
+
+@pytest.mark.parametrize("content", ["a.mp4,3\nb.mp4,3;7;2\n", "a.mp4,\nb.mp4 0;4\n", 'x.mp4\n"b.mp4", 1 ; 2\n'])
+def test_several_labels_for_one_name_the_task(tmp_path: Path, content: str) -> None:
+    message = refusal(tmp_path, content)
+    assert ", line 2 (" in message and "is several labels" in message and message.endswith("set task: multilabel")
+    assert " | " not in message
+
+
+@given(st.dictionaries(any_path, st.sets(st.integers(0, 99)), min_size=1, max_size=10))
+@example({"a 7": set(), "b,": {1}, "c;": {2, 3}, "d,7": set(), '"': set(), " 3": {0}})
+def test_lines_of_targets_are_read_back(labels: dict[str, set[int]]) -> None:
+    records = [Record(path, tuple(sorted(of))) for path, of in labels.items()]
+    text = "".join(f"{format_line(record.path, record.target)}\n" for record in records)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "list.csv").write_bytes(text.encode())
+        parse = partial(parse_several, num_classes=100)
+        assert read_list("list.csv", folder, 100, absolute_paths=True, parse=parse) == records
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ([(0, 1), (2,), ()], [(0, 1, 2)], []),
+        ([(0, 1), (1,)], [(0, 1, 2)], ["1 of 3 classes have no training video: c"]),
+        ([(0, 1), (1, 2), (1,)], [(0, 1, 2)], ["every training video has b, so there is nothing to tell it from"]),
+        (
+            [(0, 1), (2,), ()],
+            [(2,)],
+            ["2 of 3 classes have no validation video, and the mean is over the others: a, b"],
+        ),
+    ],
+)
+def test_odd_lists_of_several_labels_are_warned_about(
+    train: list[tuple[int, ...]], val: list[tuple[int, ...]], expected: list[str]
+) -> None:
+    records = [Record(f"t{n}.mp4", target, n + 1) for n, target in enumerate(train)]
+    others = [Record(f"v{n}.mp4", target, n + 1) for n, target in enumerate(val)]
+    warnings = list_warnings(records, others, "abc")
+    assert len(warnings) == len(expected)
+    assert all(warning.startswith(words) for warning, words in zip(warnings, expected, strict=True))

@@ -28,9 +28,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from tests.helpers import HANG, children, is_running, session, wait_until
-from video_gn.children import call_in_child
 from video_gn.data import loader as loader_module
-from video_gn.data.augment import View
+from video_gn.data.augment import Flip, View
 from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.data.lists import Record
@@ -46,6 +45,7 @@ from video_gn.data.loader import (
     train_loader,
 )
 from video_gn.errors import UserError
+from video_gn.files.children import call_in_child
 from video_gn.limits import Space
 
 ROOT = Path(__file__).parent.parent
@@ -184,9 +184,10 @@ def item_of(index: int, seed: int = 0, clips: int = 1) -> Clips:
     """A cut of its own size, one view of random place and flip, frames wanted in any order and again."""
     rng = np.random.default_rng((seed, index))
     height, width = rng.integers(12, 30, 2).tolist()
-    view = View((1, 2, height - 3, width - 5), 8, 8, flip=bool(rng.integers(2)))
+    view = View((1, 2, height - 3, width - 5), 8, 8)
+    flip = bool(rng.integers(2))
     frames = torch.from_numpy(rng.integers(0, 256, (5, height, width, 3), dtype=np.uint8))
-    return Clips(index, 100 + index, frames, rng.integers(0, 5, (clips, 4)), [view])
+    return Clips(index, 100 + index, frames, rng.integers(0, 5, (clips, 4)), [view], changes=((Flip(0.5), flip),))
 
 
 def unreadable(index: int) -> Clips:
@@ -200,7 +201,7 @@ def reference(item: Clips) -> Tensor:
     (view,) = item.views
     images = item.frames.permute(0, 3, 1, 2).float() / 255
     images = tv.resized_crop(images, *view.box, [view.height, view.width], antialias=True)
-    images = tv.normalize(tv.hflip(images) if view.flip else images, list(MEAN), list(STD))
+    images = tv.normalize(tv.hflip(images) if item.changes[0][1] else images, list(MEAN), list(STD))
     return images[torch.from_numpy(item.clip_indices)].transpose(1, 2)
 
 
@@ -209,7 +210,7 @@ def check_batches(batches: list[Batch], lists: list[list[Clips]], device: torch.
     for batch, items in zip(batches, lists, strict=True):
         read = [item for item in items if item.views]
         assert [item.index for item in batch.items] == [item.index for item in items]
-        assert batch.targets.tolist() == [item.label for item in read]
+        assert batch.targets.tolist() == [item.target for item in read]
         assert batch.targets.dtype == torch.int64
         assert len(batch.clips) == len(read)
         assert batch.clips.device.type == batch.targets.device.type == device.type
@@ -304,7 +305,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), flip=0.5)
+SPEC = ClipSpec(frames=4, stride=2, crop=32, short_side=(36, 48), augmentations=(Flip(0.5),))
 RECORDS = [Record(f"{n}.mkv", n) for n in range(8)]
 
 
@@ -329,7 +330,7 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
         ]
         assert reports[0] == reports[1]
     # labels are the videos' own: label n is video n
-    assert all(item.label == item.index for batch in alone for item in batch.items)
+    assert all(item.target == item.index for batch in alone for item in batch.items)
     # an epoch takes each position once; the broken video's slot goes to another
     for epoch in (alone[:4], alone[4:8]):
         indices = [item.index for batch in epoch for item in batch.items]
@@ -401,7 +402,7 @@ def test_a_mistake_that_a_worker_finds_is_one_line(folder: Path, monkeypatch: py
     for loader in (train_loader(train, steps, 1, CPU), *(eval_loader(each, 1, 1, CPU, 0, 1) for each in (val, test))):
         with pytest.raises(UserError) as caught:
             next(iter(loader))
-        expected = f"cannot keep copies in {copies}: Not a directory; correct VIDEO_GN_COPIES, or unset it"
+        expected = f"{copies}: cannot make the folder (Not a directory); correct VIDEO_GN_COPIES, or unset it"
         assert str(caught.value) == expected
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import ROOT, launch, records, run, tiny, tool
-from tests.test_train import videos as videos  # a fixture
+from tests.tiny_runs import ROOT, launch, records, run, tiny, tool
 from video_gn.config import parse_config
 from video_gn.errors import UserError
 from video_gn.run import lock

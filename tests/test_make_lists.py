@@ -189,7 +189,7 @@ def test_ucf101(tmp_path, monkeypatch, capsys):
 def test_ucf101_of_real_videos(tmp_path, shared_data):
     source = shared_data / "ucf101_6"
     expected = {
-        name: [(r.path, r.label) for r in read_list(f"{name}.csv", str(source), 6)] for name in ("train", "test")
+        name: [(r.path, r.target) for r in read_list(f"{name}.csv", str(source), 6)] for name in ("train", "test")
     }
     listed = {name: [f"{p.split('/', 1)[1][:-4]}.avi" for p, _ in lines] for name, lines in expected.items()}
     classes = (source / "classes.txt").read_text().split()
@@ -432,8 +432,8 @@ def test_table_warnings_and_what_is_left_out(tmp_path, monkeypatch, capsys):
 
 
 def test_suffixes_are_those_of_the_formats_that_the_decoder_reads(tmp_path):
-    decode = pytest.importorskip("video_gn.data.decode")
-    assert sorted(SUFFIXES_OF) == sorted(decode._FORMATS.split(","))
+    formats = pytest.importorskip("video_gn.data.decode.stream").FORMATS
+    assert sorted(SUFFIXES_OF) == sorted(formats.split(","))
     names = [f"{n}{suffix.upper() if n % 2 else suffix}" for n, suffix in enumerate(sorted(SUFFIXES))]
     assert {".mp4", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts", ".ogv", ".gif", ".asf", ".mxf", ".vob"} <= SUFFIXES
     root = make_tree(tmp_path, *(f"{n}/{name}" for n, name in enumerate(names)), "0/sound.mp3", "0/a.jpg")

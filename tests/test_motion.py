@@ -310,3 +310,49 @@ def test_an_interrupted_run_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_module_does_not_import_torch() -> None:
     code = "import sys, video_gn.data.motion; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- two shapes ---
+
+
+def test_two_shapes_are_drawn_one_over_the_other() -> None:
+    """Each pixel is the front shape's, mixed at its edge, or else what a video of the other shape has there."""
+    labels = (CLASSES.index("up"), CLASSES.index("spin"))
+    rngs = [np.random.default_rng(child) for child in np.random.SeedSequence(11).spawn(4)]
+    looks = [motion.draw_look(rngs[0], 64), motion.draw_look(rngs[2], 64)]
+    tracks = [motion.draw_track(label, rng, 8) for label, rng in zip(labels, rngs[1::2], strict=True)]
+    small = [track._replace(radius=0.7 * track.radius) for track in tracks]
+    back = motion.draw_frames(small[0], looks[0]).astype(int)
+    front = motion.draw_frames(small[1], looks[1])
+    far = np.abs(front - motion.draw_frames(small[1]._replace(radius=1e-6 + 0 * small[1].radius), looks[1]).astype(int))
+    outside = far.max(-1) == 0  # the front shape leaves no trace there
+    found = motion.render_pair(labels, 11, num_frames=8)
+    assert (found.shape, found.dtype) == ((8, 64, 64, 3), np.uint8)
+    assert 0.6 < outside.mean() < 0.99
+    np.testing.assert_allclose(found[outside], back[outside], atol=1)  # an edge of less than a level
+    assert np.abs(found[~outside] - back[~outside]).mean() > 10
+
+
+def test_the_first_frame_of_two_shapes_does_not_depend_on_the_classes() -> None:
+    first, *others = (motion.render_pair(pair, 5, num_frames=1, size=32) for pair in motion.PAIRS)
+    assert all(np.array_equal(other, first) for other in others) and len(others) == 44
+
+
+def test_a_data_set_of_two_labels_per_video(tmp_path: Path) -> None:
+    options = {"val_videos": 2, "num_frames": 2, "size": 32, "workers": 1, "progress": False}
+    motion.write_dataset(tmp_path, train_videos=45, shapes=2, **options)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    labels = [tuple(map(int, line.split(" ")[1].split(";"))) for line in lines]
+    assert len(set(labels)) == 45 and all(a < b for a, b in labels)  # every pair of different motions, once
+    names = [Path(line.split(" ")[0]).parent.name for line in lines]
+    assert names == [f"{CLASSES[a]}_{CLASSES[b]}" for a, b in labels]
+    assert all((tmp_path / line.split(" ")[0]).is_file() for line in lines)
+    assert json.loads((tmp_path / "motion.json").read_text())["shapes"] == 2
+    motion.write_dataset(tmp_path, train_videos=45, shapes=2, **options)  # reused
+    with pytest.raises(UserError, match="shapes is 2, not 1"):
+        motion.write_dataset(tmp_path, train_videos=45, **options)
+
+
+def test_the_description_of_one_shape_is_as_before_there_were_two(tiny: Path) -> None:
+    """So that folders of then are reused."""
+    assert "shapes" not in json.loads((tiny / "motion.json").read_text())

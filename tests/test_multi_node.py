@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers import HANG, wait_until
-from tests.test_train import tiny, weights
+from tests.tiny_runs import tiny, weights
 from video_gn.data.motion import write_dataset
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_decode import BACKENDS, backend, numbered, numbers, write
-from video_gn.data import decode, stores
+from tests.numbered_videos import BACKENDS, backend, numbered, numbers, write
+from video_gn.data import stores
 from video_gn.data.dataset import Clips, ClipSpec, TrainClips
 from video_gn.data.decode import NotFetched, VideoError, open_video
 from video_gn.data.lists import Record, check_files, find_list
@@ -191,7 +191,7 @@ def test_copies_leave_a_tenth_of_the_disk_free(memory, tmp_path, monkeypatch) ->
 def test_a_folder_that_cannot_hold_copies(memory, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("VIDEO_GN_COPIES", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot keep copies in .*; correct VIDEO_GN_COPIES"):
+    with pytest.raises(UserError, match="file: cannot make the folder .*; correct VIDEO_GN_COPIES"):
         open_video(f"{memory}/b.mp4")
 
 
@@ -224,7 +224,7 @@ def test_odd_names_reach_the_server(videos, server) -> None:
 def test_decoders_are_told_no_url(videos, memory, monkeypatch) -> None:
     """FFmpeg would open https:// itself, without the retries."""
     seen = []
-    monkeypatch.setattr(decode.os.path, "abspath", lambda path: seen.append(path))
+    monkeypatch.setattr("os.path.abspath", lambda path: seen.append(path))
     for decoder in ("auto", "pyav"):
         open_video(f"{memory}/b.mp4", decoder).close()
     assert seen == []
@@ -253,7 +253,7 @@ def test_training_reads_from_a_store(videos, server, workers) -> None:
     """Through the DataLoader's processes; the bytes and thus the clips are those of the files."""
     for name, path in videos.items():
         server.files[f"/{name}"] = path.read_bytes()
-    spec = ClipSpec(frames=4, stride=2, crop=32, short_side=(40, 48), flip=0.5)
+    spec = ClipSpec(frames=4, stride=2, crop=32, short_side=(40, 48))
     records = [Record(name, n) for n, name in enumerate(videos)]
 
     def clips(root: str) -> list[Clips]:
@@ -265,4 +265,4 @@ def test_training_reads_from_a_store(videos, server, workers) -> None:
     remote = clips(server.url)
     assert len(local) == len(remote) == 4
     for a, b in zip(local, remote, strict=True):
-        assert a.label == b.label and a.unreadable == b.unreadable == () and torch.equal(a.frames, b.frames)
+        assert a.target == b.target and a.unreadable == b.unreadable == () and torch.equal(a.frames, b.frames)

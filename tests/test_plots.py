@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-import matplotlib.pyplot as plt
 import pytest
 
-from video_gn import plots
 from video_gn.config import parse_config, to_yaml
 from video_gn.errors import UserError
+from video_gn.run import plots
 from video_gn.run.log import Writers
 
 
@@ -23,10 +22,8 @@ def write_run(folder, values):
     return folder
 
 
-def test_each_run_is_a_curve_of_its_epochs(tmp_path, monkeypatch):
+def test_each_run_is_a_curve_of_its_epochs(tmp_path, drawn):
     runs = [write_run(tmp_path / "bn", [(90, 80), (70, None), (50, 40)]), write_run(tmp_path / "gn", [(60, 55)])]
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     out = plots.plot_curves(runs, tmp_path / "out" / "curves.png")
     assert out.read_bytes().startswith(b"\x89PNG")
     training, validation = drawn[0].axes
@@ -58,7 +55,7 @@ def write_events(folder, errors, **settings):
     return folder
 
 
-def test_figure_7_from_the_event_files_alone(tmp_path, monkeypatch):
+def test_figure_7_from_the_event_files_alone(tmp_path, drawn):
     """Section 4.3: BN left, GN right, a curve for 8 and one for 4 clips/GPU; here some cells have two seeds."""
     cells = {
         ("bn", 4, 0): [70, None, 50],
@@ -73,8 +70,6 @@ def test_figure_7_from_the_event_files_alone(tmp_path, monkeypatch):
         folder.mkdir()
         settings = {"model_norm": norm, "train_clips_per_gpu": clips, "seed": seed}
         runs.append(write_events(folder, errors, **settings))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     assert plots.plot_by_norm(runs, tmp_path / "figure7.png").read_bytes().startswith(b"\x89PNG")
     curves = {
         axis.get_title(): {c.get_label(): (list(c.get_xdata()), list(c.get_ydata())) for c in axis.lines}
@@ -86,26 +81,22 @@ def test_figure_7_from_the_event_files_alone(tmp_path, monkeypatch):
     assert curves["gn"] == {"8 clips/GPU": ([1, 2], [63, 42]), "4 clips/GPU": ([1, 2, 3], [61.5, 40.25, 28.75])}
 
 
-def test_runs_of_one_cell_that_differ_are_no_seeds(tmp_path, monkeypatch):
+def test_runs_of_one_cell_that_differ_are_no_seeds(tmp_path, drawn):
     runs = []
     for k, frames in enumerate((32, 64, 32)):
         (folder := tmp_path / str(k)).mkdir()
         runs.append(write_events(folder, [10.0 + k], data_frames=frames, train_clips_per_gpu=4, seed=k))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     plots.plot_by_norm(runs, tmp_path / "x.png")
     curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
     assert curves == {"4 clips/GPU, data.frames 32": [11.0], "4 clips/GPU, data.frames 64": [11.0]}
 
 
-def test_runs_on_other_lists_are_no_seeds(tmp_path, monkeypatch):
+def test_runs_on_other_lists_are_no_seeds(tmp_path, drawn):
     runs = []
     for k, (name, root) in enumerate((("train.csv", "/a"), ("few.csv", "/a"), ("train.csv", "/b"))):
         (folder := tmp_path / str(k)).mkdir()
         lists = {"data_train_list": name, "data_root": root, "data_test_list": f"{k}.csv"}
         runs.append(write_events(folder, [10.0 + k], seed=k, **lists))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     plots.plot_by_norm(runs, tmp_path / "x.png")
     curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
     assert curves == {
@@ -114,23 +105,19 @@ def test_runs_on_other_lists_are_no_seeds(tmp_path, monkeypatch):
     }
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+def test_runs_of_one_name_are_told_apart(tmp_path, drawn):
     runs = []
     for folder in ("a/run", "b/run", "b/other"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         runs.append(write_run(tmp_path / folder, [(90, 80)]))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     plots.plot_curves(runs, tmp_path / "x.png")
     plots.plot_curves(runs, tmp_path / "x.png", ["1", "2", "3"])
     legends = [[text.get_text() for text in figure.axes[0].get_legend().get_texts()] for figure in drawn]
     assert legends == [[str(runs[0]), str(runs[1]), "other"], ["1", "2", "3"]]
 
 
-def test_many_names_stand_below_the_curves(tmp_path, monkeypatch):
+def test_many_names_stand_below_the_curves(tmp_path, drawn):
     runs = [write_run(tmp_path / f"run{k}", [(90, 80)]) for k in range(12)]
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     plots.plot_curves(runs, tmp_path / "x.png")
     (figure,) = drawn
     assert [axis.get_legend() for axis in figure.axes] == [None, None]
@@ -151,7 +138,7 @@ def test_what_is_not_a_run(tmp_path):
     ("out", "words"),
     [
         ("file/x.png", r"file/x\.png: cannot be written \(File exists\); give another --out"),
-        ("folder.png", r"folder\.png: cannot be written \(Is a directory\); give another --out"),
+        ("folder.png", r"folder\.png: cannot be written \(Is a directory\); move that folder away or"),
         ("x.xyz", r"x\.xyz: not the name of a figure's file; end it in \.png"),
         ("x", r"x: not the name of a figure's file; end it in \.png"),
     ],
@@ -160,14 +147,12 @@ def test_a_place_that_cannot_hold_the_figure(tmp_path, out, words):
     run = write_run(tmp_path / "run", [(90, 80)])
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    figures = plt.get_fignums()
     with pytest.raises(UserError, match=words):
         plots.plot_curves([run], tmp_path / out)
-    assert plt.get_fignums() == figures
     assert not list(tmp_path.glob("x*"))
 
 
-def test_percentiles_as_figure_6(tmp_path, monkeypatch):
+def test_percentiles_as_figure_6(tmp_path, drawn):
     run = tmp_path / "vgg"
     run.mkdir()
     values = [{1: -3, 20: -1, 80: 1, 99: 3}, {1: -2, 20: -0.5, 80: 0.5, 99: 2}]
@@ -176,8 +161,6 @@ def test_percentiles_as_figure_6(tmp_path, monkeypatch):
         for k, row in enumerate(values, 1)
     ]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     assert plots.plot_percentiles(run, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     curves = {c.get_label(): list(c.get_ydata()) for c in drawn[0].axes[0].lines}
     assert curves == {"1 %": [-3, -2], "20 %": [-1, -0.5], "80 %": [1, 0.5], "99 %": [3, 2]}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_distributed import run_ranks
+from tests.helpers import run_ranks
 from video_gn.data.motion import write_dataset
 from video_gn.distributed.world import World
 from video_gn.engine.precise_bn import average_running_statistics, update_precise_bn
@@ -205,7 +205,7 @@ def test_the_forward_passes_run_under_autocast() -> None:
 
     def prepared() -> Iterator[Tensor]:
         for numbers in ((0, 2), (4, 6)):
-            assert not torch.is_autocast_enabled("cpu")  # colours are changed in float32, as in training
+            assert not torch.is_autocast_enabled("cpu")  # colors are changed in float32, as in training
             yield batch(*numbers)
 
     model = nn.Sequential(nn.BatchNorm3d(1), Spy())

@@ -21,21 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import HANG, session, wait_until
-from tests.test_decode import _shape_pixels, _turn, numbered, numbers, shaded, write
-from video_gn.data import prepare
+from tests.numbered_videos import numbered, numbers, shaded, shape_pixels, turn, write
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.lists import Record, read_list
-from video_gn.data.prepare import (
-    check_list,
-    encode_video,
-    frame_rate,
-    in_children,
-    plan,
-    prepare_list,
-    prepared_size,
-    read_report,
-)
+from video_gn.data.prepare import check, check_list, in_children, prepare_list, read_report
+from video_gn.data.prepare.folder import open_folder
+from video_gn.data.prepare.names import new_list, plan
+from video_gn.data.prepare.video import X264, encode_video, frame_rate, prepared_size
 from video_gn.errors import UserError
+from video_gn.files.atomic import temporary_path
 
 av = pytest.importorskip("av")
 ROOT = Path(__file__).parent.parent
@@ -209,11 +203,11 @@ def test_a_new_list_reads_as_its_paths(tmp_path_factory, entries, windows):
     except UserError:
         return
     bad = {records[0].path: "bad"} if len(records) > 1 else {}
-    new = prepare._new_list(folder / "old.csv", records, videos, bad)
+    new = new_list(folder / "old.csv", records, videos, bad)
     (folder / "new.csv").write_bytes(new.encode("utf-8"))
     found = read_list(str(folder / "new.csv"), ".", 99, absolute_paths=True)
-    kept = [(video.path, r.label) for video, r in zip(videos, records, strict=True) if r.path not in bad]
-    assert [(os.path.normpath(r.path), r.label) for r in found] == [(os.path.normpath(p), n) for p, n in kept]
+    kept = [(video.path, r.target) for video, r in zip(videos, records, strict=True) if r.path not in bad]
+    assert [(os.path.normpath(r.path), r.target) for r in found] == [(os.path.normpath(p), n) for p, n in kept]
 
 
 def test_a_list_with_bad_videos(root, tmp_path):
@@ -234,7 +228,7 @@ def test_a_list_with_bad_videos(root, tmp_path):
     assert rows["sub/b.mp4"]["source"] == "sub/b.avi"
     for path, row in rows.items():
         assert hashlib.sha256((out / path).read_bytes()).hexdigest() == row["sha256"]
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob(".*"))
     assert read_report(out / "quarantine.csv") == bad
 
 
@@ -248,7 +242,7 @@ def test_again_and_with_another_list(root, tmp_path):
     text, bad = prepare_list(str(root / "val.csv"), out, str(root), short_side=32)
     assert text.startswith("1 done, 1 skipped (done before), 0 bad") and not bad
     assert (out / "val.csv").read_text() == "a.mp4,1\nsub/b.mp4,1\n./sub/b.mp4,0\n"  # encoded once, listed twice
-    assert [record.label for record in read_list(str(out / "val.csv"), str(out), 2)] == [1, 1, 0]
+    assert [record.target for record in read_list(str(out / "val.csv"), str(out), 2)] == [1, 1, 0]
     assert [row["path"] for row in table(out / "quarantine.csv")] == ["empty.mp4"]  # of the first list
     assert (out / "a.mp4").stat().st_mtime_ns == written
 
@@ -290,8 +284,8 @@ def test_mistakes(root, tmp_path):
     }.items():
         with pytest.raises(UserError, match=words):
             prepare_list(**{"list_path": file, "out": out, "root": str(root), "short_side": 32, **arguments})
-    settings = {"short_side": 32, "x264": prepare.X264}
-    with prepare._folder(out, Path(file), str(root), settings), pytest.raises(UserError, match="another run"):
+    settings = {"short_side": 32, "x264": X264}
+    with open_folder(out, Path(file), str(root), settings), pytest.raises(UserError, match="another run"):
         prepare_list(file, out, str(root), short_side=32)
     (root / "manifest.csv").write_text("a.mp4 0\n")
     with pytest.raises(UserError, match="rename the list"):
@@ -338,7 +332,7 @@ def test_what_cannot_be_written_ends_the_run(root, tmp_path):
     (root / "a.csv").write_text("a.mp4 0\n")
     prepare_list(str(root / "a.csv"), out, str(root))
     (out / "sub").touch()  # where a folder has to be
-    with pytest.raises(UserError, match="cannot write .*sub"):
+    with pytest.raises(UserError, match=r"sub/b\.mp4: cannot be written \(File exists\); give another folder"):
         prepare_list(str(root / "list.csv"), out, str(root))
     assert not (out / "list.csv").exists()
 
@@ -361,7 +355,7 @@ def test_check(root):
     assert text.startswith("3 good, 4 with problems; ")
     with pytest.raises(UserError, match="no columns path and problem"):
         read_report(root / "list.csv")
-    with pytest.raises(UserError, match="cannot read the report"):
+    with pytest.raises(UserError, match="cannot read .*; make it with tools.prepare.py --check"):
         read_report(root / "absent.csv")
 
 
@@ -380,14 +374,14 @@ def test_an_interrupted_check_goes_on(root, monkeypatch):
                 yield index, error
 
     arguments = str(root / "list.csv"), None, str(root)
-    monkeypatch.setattr(prepare, "in_children", in_turn)
+    monkeypatch.setattr(check, "in_children", in_turn)
     check_list(*arguments)
     whole, all_names = table(root / "list.report.csv"), checked[:]
     assert not list(root.glob(".*"))
     (root / "list.report.csv").unlink()
 
     checked.clear()
-    monkeypatch.setattr(prepare, "in_children", functools.partial(in_turn, until=4))
+    monkeypatch.setattr(check, "in_children", functools.partial(in_turn, until=4))
     with pytest.raises(KeyboardInterrupt):
         check_list(*arguments)
     (journal,) = root.glob(".*")
@@ -398,7 +392,7 @@ def test_an_interrupted_check_goes_on(root, monkeypatch):
     os.utime(root / good[0], (1, 1))  # changed since
 
     checked.clear()
-    monkeypatch.setattr(prepare, "in_children", in_turn)
+    monkeypatch.setattr(check, "in_children", in_turn)
     text, _ = check_list(*arguments)
     assert sorted(checked) == sorted(set(all_names) - {Path(path).name for path in good[1:]})
     assert f"({len(good) - 1} of them before)" in text
@@ -510,8 +504,8 @@ def test_real_videos(shared_data, tmp_path, name, short_side, size):
     ],
 )
 def test_orientation_and_ratio_are_baked_in(tmp_path, matrix, ratio, size, change):
-    path = _shape_pixels(tmp_path / "video.mp4", ratio)
-    _turn(path, *matrix)
+    path = shape_pixels(tmp_path / "video.mp4", ratio)
+    turn(path, *matrix)
     row = encode_video(str(path), tmp_path / "out.mp4", 256)
     assert (row["height"], row["width"]) == size
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -524,9 +518,9 @@ def test_orientation_and_ratio_are_baked_in(tmp_path, matrix, ratio, size, chang
 
 @pytest.mark.parametrize("name", ["t" * 251 + ".mp4", "ü" * 126 + ".ts"])
 def test_names_of_255_bytes_get_temporary_and_prepared_ones_that_fit(name: str) -> None:
-    (video,) = prepare.plan([Record(f"a/{name}", 0)], "videos")
+    (video,) = plan([Record(f"a/{name}", 0)], "videos")
     target = Path("out") / video.path
     assert target.parent == Path("out/a") and target.suffix == ".mp4"
-    for path in (target, prepare.partial_of(target)):
+    for path in (target, temporary_path(target)):
         assert len(os.fsencode(path.name)) <= 255
     assert len(name.encode()) == 255

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_train import run, tiny
+from tests.tiny_runs import run, tiny
 from video_gn.config import Config
 from video_gn.data.motion import write_dataset
 from video_gn.engine.train import Trainer
@@ -88,7 +88,7 @@ def test_gradients_are_scaled_down_to_the_limit(tmp_path: Path, videos: Path, mo
 
 def test_label_smoothing_raises_the_training_loss_only(tmp_path: Path, videos: Path) -> None:
     """Of a network that is not trained yet, by the part of the target that lies on the other classes: nothing there."""
-    from tests.test_train import records
+    from tests.tiny_runs import records
 
     (tmp_path / "other").mkdir()
     rates = ["optim.lr=1e-12", "optim.reference_batch=4"]

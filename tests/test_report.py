@@ -19,6 +19,7 @@ from tools import report as tool
 from video_gn import cli, report
 from video_gn.config import load_config, parse_config, to_yaml
 from video_gn.errors import UserError
+from video_gn.tasks.intervals import bootstrap_mean_class, wilson
 
 ROOT = Path(__file__).parent.parent
 EVIL = "<script>alert(1)</script> & \"'$x^"
@@ -104,14 +105,14 @@ def small_config(**values):
     [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0.0, 16.11), (1, 29, 0.61, 17.18)],
 )
 def test_wilson_as_newcombe_1998_table_1(hits, n, low, high):
-    assert report.wilson(hits, n) == pytest.approx((low, high), abs=0.006)
+    assert wilson(hits, n) == pytest.approx((low, high), abs=0.006)
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilson_solves_its_equation(n, data):
     """Its ends are the shares p with |hits / n - p| = z sqrt(p (1 - p) / n)."""
     hits = data.draw(st.integers(0, n))
-    for end in report.wilson(hits, n):
+    for end in wilson(hits, n):
         p = end / 100
         assert abs(hits / n - p) == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / n), abs=1e-7)
 
@@ -121,8 +122,8 @@ def test_bootstrap_of_mean_class_accuracy():
     videos = [np.repeat([1, 0], [15, 5]), np.repeat([1, 0], [30, 70])]  # hits of two classes; a third has no video
     means = [np.mean([rng.choice(v, len(v)).mean() for v in videos]) for _ in range(4000)]
     matrix = np.array([[15, 5, 0], [60, 30, 10], [0, 0, 0]])
-    assert report.bootstrap_mean_class(matrix) == pytest.approx(100 * np.percentile(means, (2.5, 97.5)), abs=1.0)
-    assert report.bootstrap_mean_class(np.diag([4, 9])) == (100, 100)
+    assert bootstrap_mean_class(matrix) == pytest.approx(100 * np.percentile(means, (2.5, 97.5)), abs=1.0)
+    assert bootstrap_mean_class(np.diag([4, 9])) == (100, 100)
 
 
 LIST = {"test_list": "mine.csv", "list_sha256": "0a1b2c3d" * 8}

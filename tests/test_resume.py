@@ -22,8 +22,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.test_train import ROOT, records, run, tiny, without_times
-from tests.test_train import videos as videos  # a fixture
+from tests.tiny_runs import ROOT, records, run, tiny, without_times
 from video_gn.engine.train import Trainer
 from video_gn.run import checkpoint as ckpt
 

@@ -43,7 +43,11 @@ FIXED: dict[str, Any] = {
     "model.init_drop": ["*.running_*"],
     "model.dropout": 0.0,
     "data.area": [0.08, 1.0],
-    "data.colour_jitter": 0.4,
+    "data.color_jitter": 0.4,
+    "data.rand_augment": (2, 9),
+    "data.random_erasing": 0.25,
+    "data.mixup": 0.2,
+    "data.cutmix": 1.0,
     "data.lighting": 0.1,
     "data.frames": 64,
     "data.stride": 1,
@@ -469,8 +473,7 @@ def test_stray_names_are_named(run: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     "name",
     [
-        *("log.jsonl", ".log.jsonl.tmp", "config.yaml", ".environment.json.tmp", "unreadable.txt"),
-        *("checkpoints/.last.pt.tmp", "checkpoints/previous.pt", "checkpoints/.best.pt.tmp"),
+        *("log.jsonl", "config.yaml", "environment.json", "unreadable.txt", "checkpoints/previous.pt"),
     ],
 )
 def test_a_folder_in_place_of_a_file_is_named_before_training(run: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_train import TINY, tool
+from tests.tiny_runs import TINY, tool
 from video_gn import show_clips as module
 from video_gn.config import Config, load_config
+from video_gn.data.dataset import MIXING
 from video_gn.data.decode import open_video
 from video_gn.data.motion import write_dataset
-from video_gn.draw import PAPER
+from video_gn.data.sampling import keyed_rng
+from video_gn.draw.text import PAPER
+from video_gn.engine.datasets import mixing
 from video_gn.errors import UserError
 from video_gn.show_clips import Section, Strip, sheet, show_clips, shown, statistics
 
@@ -84,12 +88,66 @@ def test_the_sheet_shows_the_decoded_pixels(config_file, videos, tmp_path, drawn
 
 
 def test_it_says_what_the_augmentation_did(config_file, tmp_path, drawn):
-    settings = ["data.flip=1", "data.colour_jitter=0.3", "data.short_side=[64,64]", "test.views=three"]
+    settings = ["data.flip=1", "data.color_jitter=0.3", "data.short_side=[64,64]", "test.views=three"]
     show_clips(config(config_file, *settings), tmp_path / "x.png", train=1, test=1)
-    assert drawn[0].strips[0].title.endswith("16 x 16 px to 32, flipped, colours changed")
+    assert drawn[0].strips[0].title.endswith("16 x 16 px to 32, flipped, colors changed")
     assert [strip.title.rsplit("   ", 1)[1] for strip in drawn[1].strips] == [
         f"view {view} of 3" for view in (1, 2, 3) for _ in range(4)
     ]
+
+
+def test_it_names_what_was_drawn(config_file, tmp_path, drawn):
+    """The words are those of the values that the pixels are made with."""
+    settings = ["data.flip=0.5", "data.rand_augment=[1,20]", "data.random_erasing=0.5", "data.color_jitter=0.1"]
+    show_clips(config(config_file, *settings), tmp_path / "x.png", train=4, test=0)
+    plain, erased = 114.75, 0
+    for strip in drawn[0].strips:
+        words = strip.title.split("   ")[2]
+        assert re.match(
+            r"32 x 32 px to 32, (flipped, )?colors changed, [a-z ]+( [+-]0\.7)?(, \d+ x \d+ px erased)?$", words
+        )
+        if found := re.search(r"(\d+) x (\d+) px erased", words):
+            width, height = map(int, found.groups())
+            flat = (np.abs(strip.frames - plain) < 1).all((0, 3))  # the mean, as bytes, in all frames
+            assert flat.sum() >= width * height
+            erased += 1
+    assert erased
+
+
+def test_pairs_of_mixed_clips_are_named_with_their_shares(config_file, tmp_path, drawn):
+    """Micro-batches of two, four clips per step: a clip is the sum of the parts that its title names."""
+    rule = mixing(config(config_file, "data.mixup=0.4", "data.cutmix=1"))
+    show_clips(config(config_file), tmp_path / "x.png", train=4, test=0)
+    show_clips(config(config_file, "data.mixup=0.4", "data.cutmix=1"), tmp_path / "x.png", train=3, test=0)
+    plain, mixed = (section.strips for section in drawn)
+    assert len(mixed) == 3 and drawn[1].note.startswith("network input: 3 x ")
+    for number, strip in enumerate(mixed):
+        first = number - number % 2
+        mix = rule.draw(keyed_rng(0, MIXING, 0, number // 2), (32, 32))
+        pair = {" ".join(other.title.split("   ")[:2]): other.frames for other in plain[first : first + 2]}
+        assert strip.title == plain[number].title
+        kind, text = strip.note.split(": ", 1)
+        assert kind == ("CutMix" if mix.box else "mixup")
+        parts = dict(part.split(" of ")[::-1] for part in text.split(", "))
+        assert parts.keys() == pair.keys()
+        assert sum(map(float, parts.values())) == pytest.approx(1, abs=0.011)
+        own = pair[" ".join(plain[number].title.split("   ")[:2])]
+        assert float(parts[" ".join(plain[number].title.split("   ")[:2])]) == pytest.approx(mix.share, abs=0.006)
+        if mix.box is None:
+            expected = sum(float(share) * pair[name] for name, share in parts.items())
+            assert np.abs(strip.frames - expected).max() < 4
+        else:
+            assert (strip.frames == own).all(3).mean() >= mix.share - 0.01
+
+
+def test_a_clip_without_a_partner_is_not_mixed(config_file, videos, tmp_path, drawn):
+    """Where its micro-batch lacks a clip, training ends."""
+    (videos / "bad.mp4").write_bytes(b"not a video")
+    good = (videos / "train.csv").read_text().splitlines()[0]
+    (tmp_path / "list.csv").write_text(f"bad.mp4 0\n{good}\n")
+    settings = [f"data.train_list={tmp_path / 'list.csv'}", "data.max_unreadable=0", "data.mixup=1"]
+    show_clips(config(config_file, *settings), tmp_path / "x.png", train=2, test=0)
+    assert [(strip.title.split("   ")[2], strip.note) for strip in drawn[0].strips] == [("32 x 32 px to 32", "")]
 
 
 def test_a_seed_draws_other_clips(config_file, tmp_path, drawn):
@@ -125,7 +183,7 @@ def test_shown_undoes_the_normalization(config_file):
     assert len(shown(clip, settings, 50)) == 5
 
 
-def test_statistics_are_by_colour():
+def test_statistics_are_by_color():
     clips = torch.stack([torch.full((2, 1, 2), value) for value in (0.0, 1.0, -2.0)])[None]
     clips[0, 0, 0] = 2.0
     assert statistics([clips]) == (

@@ -9,14 +9,12 @@ import runpy
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import yaml
 
 from tests.helpers import HANG
-from tests.test_train import TINY, launch
-from tests.test_train import videos as videos  # the fixture: 22 and 11 tiny videos
+from tests.tiny_runs import TINY, launch
 from video_gn import study as studies
 from video_gn.config import parse_config, to_yaml
 from video_gn.data.loader import WorkerLost
@@ -398,9 +396,7 @@ def test_rows_of_different_keys_are_named_by_them(tmp_path):
     ]
 
 
-def test_figures(made_up, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+def test_figures(made_up, tmp_path, drawn):
     studies.write_report(*made_up("final"), tmp_path / "out")
     for name in ("errors.png", "epochs.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from video_gn.config import parse_config
 from video_gn.distributed.world import World
-from video_gn.tasks import BadTarget, build_task
+from video_gn.errors import UserError
+from video_gn.tasks import BadTarget, Scored, build_task
 from video_gn.tasks.classification import Classification
 from video_gn.tasks.multilabel import MultiLabel
 
@@ -57,8 +58,25 @@ def test_a_config_names_its_task() -> None:
     tree = {"output_dir": "x", "model": {"num_classes": 7}}
     task = build_task(parse_config(tree))
     assert isinstance(task, Classification) and task.label_smoothing == 0
+    task = build_task(parse_config(tree, ["task=multilabel", "multilabel.threshold=0.3"]))
+    assert isinstance(task, MultiLabel) and (task.num_classes, task.threshold) == (7, 0.3)
     task = build_task(parse_config(tree, ["classification.label_smoothing=0.1"]))
     assert isinstance(task, Classification) and (task.num_classes, task.label_smoothing) == (7, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task=multi"], "task: Input should be 'classification' or 'multilabel'"),
+        (["task=multilabel", "multilabel.threshold=1"], r"multilabel.threshold: .* less than 1 \(got 1\)"),
+        (["multilabel.threshold=0.3"], "multilabel.threshold is an option of task multilabel, and task is classific"),
+        (["task=multilabel", "classification.label_smoothing=0.1"], "classification.label_smoothing is an option"),
+        (["task=multilabel", "data.kind=images", "data.frames=1"], "set task: classification"),
+    ],
+)
+def test_options_of_another_task_are_mistakes(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_config({"output_dir": "x", "test": {"views": "center", "clips": 1}}, overrides)
 
 
 # --- losses ---
@@ -149,6 +167,35 @@ def test_nothing_scored_is_undefined() -> None:
         values = task.validation(CPU).compute()
         assert values["clips"] == 0 and math.isnan(values[task.monitored.key])
         assert all(map(math.isnan, task.evaluate(np.empty((0, 3), np.float32), []).values()))
+
+
+def test_average_precision_of_each_class() -> None:
+    pytest.importorskip("torchmetrics")
+    scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.2, 0.5], [0.7, 0.9, 0.5], [0.1, 0.8, 0.5]], np.float32)
+    found = MultiLabel(3).evaluate_classes(scores, [(0,), (), (0,), (1,)])
+    assert found[:2] == pytest.approx([100 * 5 / 6, 50]) and math.isnan(found[2])
+
+
+def test_the_interval_of_map_is_that_of_videos_drawn_anew() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    holds = rng.random((40, 3)) < 0.4
+    scores = (rng.random((40, 3)) + 0.5 * holds).astype(np.float32)
+    means = []
+    for _ in range(1500):
+        drawn = rng.integers(0, 40, 40)
+        each = [metrics.average_precision_score(holds[drawn, k], scores[drawn, k]) for k in range(3)]
+        means.append(100 * np.mean(each))
+    targets = [tuple(np.flatnonzero(row).tolist()) for row in holds]
+    found = MultiLabel(3).intervals({"map": 70.0}, 40, Scored(targets, targets, scores))
+    assert found["map"] == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=1.0)
+    assert MultiLabel(3).intervals({"map": None}, 0, Scored([], [], np.empty((0, 3)))) == {}
+    assert MultiLabel(3).intervals({"map": None}, 2, Scored([(), ()], [(), ()], np.zeros((2, 3)))) == {}
+
+
+def test_confusion_is_counted_where_a_video_has_one_label() -> None:
+    assert Classification(3).confusion([0, 0, 2], [0, 1, 2]).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert MultiLabel(3).confusion([(0, 1)], [()]) is None
 
 
 # --- words and predictions ---

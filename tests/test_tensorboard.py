@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.helpers import HANG, wait_until
-from tests.test_train import run as train_run
-from tests.test_train import tiny
+from tests.tiny_runs import run as train_run
+from tests.tiny_runs import tiny
 from video_gn.data.motion import write_dataset
 from video_gn.engine.test import test_checkpoint as score
 

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.helpers import HANG
-from tests.test_atomic import files_up_to, read_only
-from tests.test_train import TINY, launch, tool
+from tests.helpers import HANG, files_up_to, read_only
+from tests.tiny_runs import TINY, launch, tool
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.engine import test as testing
@@ -236,7 +235,21 @@ def test_the_table_is_printed_whatever_fails_at_the_end(named, monkeypatch, caps
 
 
 def test_top_5_of_5_classes_says_nothing(tmp_path):
-    result = testing.TestResult("p", 1.0, None, 1.0, 1, 1, {}, 1.0, 1.0, "last.pt", 1, "", "val.csv", "", {})
+    result = testing.TestResult(
+        "p",
+        {"top1": 1.0, "top5": None, "mean_class_accuracy": 1.0},
+        1,
+        1,
+        {},
+        1.0,
+        1.0,
+        "last.pt",
+        1,
+        "",
+        "val.csv",
+        "",
+        {},
+    )
     assert "top-5                     -" in result.table()
     assert result.table().startswith("p, last.pt after step 1, on val.csv\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import HANG
-from tests.test_train import tool
+from tests.tiny_runs import tool
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))

@@ -5,12 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,62 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import HANG
-from video_gn.config import Config, load_config, parse_config
+from tests.tiny_runs import launch, records, run, tiny, tool, weights, without_times
+from video_gn.config import parse_config
 from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.lists import read_list
-from video_gn.data.motion import CLASSES, write_dataset
-from video_gn.distributed.world import world
+from video_gn.data.motion import CLASSES
 from video_gn.engine import state
 from video_gn.engine.datasets import val_dataset
-from video_gn.engine.train import Trainer, train
+from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
 from video_gn.models import build_model
 from video_gn.run import checkpoint as ckpt
-
-ROOT = Path(__file__).parent.parent
-TINY = """
-output_dir: {out}
-device: cpu
-model: {{blocks: [1, 1, 1, 1], width: 8, norm: gn, groups: 4, num_classes: 10, dropout: 0.5}}
-data: {{root: {root}, frames: 8, stride: 2, crop: 32, short_side: [32, 40], workers: 0, max_unreadable: 2}}
-optim: {{lr: 0.02, reference_batch: 4, schedule: cosine}}
-train: {{epochs: 2, clips_per_gpu: 2, global_batch: 4, log_every: 3}}
-test: {{views: center, short_side: 32}}
-"""
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("motion")
-    write_dataset(folder, train_videos=22, val_videos=11, num_frames=20, size=32, workers=1, progress=False)
-    return folder
-
-
-def tiny(tmp_path: Path, videos: Path, *overrides: str) -> Config:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(out=tmp_path / "run", root=videos))
-    return load_config(path, overrides)
-
-
-def run(config: Config) -> Path:
-    with world(config.device) as ranks:
-        train(config, ranks)
-    return Path(config.output_dir)
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def without_times(folder: Path) -> list[dict]:
-    noisy = {"time", "system/clips_per_second", "system/data_wait", "system/memory_gib"}
-    return [{k: v for k, v in record.items() if k not in noisy} for record in records(folder)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = ckpt.load(folder / "checkpoints" / "last.pt")["model"]
-    return {name: value for name, value in model.items() if not name.endswith("num_batches_tracked")}
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +89,8 @@ def test_the_monitored_error_is_that_of_the_net_in_evaluation(trained, videos):
         item = clips[k]
         frames = render(item.frames, item.views, (0.45,) * 3, (0.225,) * 3)
         logits = model(gather_clips(frames, torch.from_numpy(item.clip_indices)))
-        losses.append(F.cross_entropy(logits, torch.tensor([item.label])).item())
-        errors += logits.argmax().item() != item.label
+        losses.append(F.cross_entropy(logits, torch.tensor([item.target])).item())
+        errors += logits.argmax().item() != item.target
     last = [r for r in records(trained) if r["kind"] == "epoch"][-1]
     assert last["val/loss"] == pytest.approx(sum(losses) / 11, rel=1e-4)
     assert last["val/top1_error"] == pytest.approx(100 * errors / 11, rel=1e-4)
@@ -267,33 +219,14 @@ def test_two_clips_of_each_video(trained, tmp_path, videos, monkeypatch):
     assert not torch.equal(weights(trained)["head.fc.weight"], weights(folder)["head.fc.weight"])
 
 
-def launch(ranks: int, *arguments: str) -> list[subprocess.Popen]:
-    """Start a tool as torchrun does: one process a rank, its place in environment variables."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-
-
-@pytest.mark.parametrize("norm", ["gn", "bn"])
-def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
-    """The same passes and keys, so even BN (its batch is a pass) and dropout agree to float tolerance."""
-    single = tiny(tmp_path, videos, f"model.norm={norm}", "train.epochs=1")
+@pytest.mark.parametrize("change", [["model.norm=gn", "data.mixup=0.4", "data.cutmix=1"], ["model.norm=bn"]])
+def test_two_ranks_train_and_score_as_one(tmp_path, videos, change):
+    """The same micro-batches and keys, so even BN (its batch is one), dropout and mixing agree to float tolerance."""
+    single = tiny(tmp_path, videos, *change, "train.epochs=1")
     run(single)
     (tmp_path / "two").mkdir()
     tiny(tmp_path / "two", videos)
-    arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), f"model.norm={norm}", "train.epochs=1"]
+    arguments = ["tools/train.py", str(tmp_path / "two" / "tiny.yaml"), *change, "train.epochs=1"]
     for process in launch(2, *arguments):
         _, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
@@ -310,10 +243,6 @@ def test_two_ranks_train_and_score_as_one(tmp_path, videos, norm):
 
 
 # --- a user's mistakes: one line, exit code 2, nothing overwritten ---
-
-
-def tool(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
 
 
 def test_odd_lists_are_warned_about_before_anything_else(tmp_path, videos):

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_decode import numbered, write
-from tests.test_distributed import run_ranks
+from tests.helpers import run_ranks
+from tests.numbered_videos import numbered, write
 from video_gn.config import Config, parse_config
 from video_gn.data.decode import VideoError
 from video_gn.data.loader import WorkerLost

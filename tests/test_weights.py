@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from tests.test_inflate import NORMS, speak
-from tests.test_train import tool
+from tests.networks import NORMS, speak
+from tests.tiny_runs import tool
 from video_gn.errors import UserError
 from video_gn.models.inflate import initialize
 from video_gn.models.resnet import BLOCKS, ResNet

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.test_train import TINY
+from tests.tiny_runs import TINY
 from video_gn.config import load_config
 from video_gn.data.motion import write_dataset
 from video_gn.models import build_model

@@ -1,6 +1,7 @@
-"""The whole road on the embedded data set: render, train, 10-clip test, curves; ends with a table.
+"""The complete path on the built-in data set: render, train, 10-clip test, curves; ends with a table.
 
 python tools/demo.py [--config configs/demo/demo.yaml] [key=value ...]
+python tools/demo.py --shapes 2 --config configs/custom/motion_multilabel.yaml   # two labels: docs/multilabel.md
 
 What an earlier call has finished is reused; an interrupted one goes on.
 """
@@ -17,6 +18,9 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo/demo.yaml", help="default: %(default)s")
     parser.add_argument("--train-videos", type=int, default=1200, help="videos to render (default: %(default)s)")
     parser.add_argument("--val-videos", type=int, default=200, help="held-out videos to render (default: %(default)s)")
+    parser.add_argument(
+        "--shapes", type=int, choices=(1, 2), default=1, help="motions per video; 2 for task: multilabel (%(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that override the config's")
     args = parser.parse_args()
 
@@ -26,12 +30,12 @@ def main() -> None:
     from video_gn.distributed.world import world
     from video_gn.engine.test import finished_result, test_checkpoint
     from video_gn.engine.train import train
-    from video_gn.plots import plot_curves
+    from video_gn.run.plots import plot_curves
 
     config = load_config(args.config, args.overrides)
     run = Path(config.output_dir)
     say(f"1/4 data set: {config.data.root}")
-    write_dataset(config.data.root, train_videos=args.train_videos, val_videos=args.val_videos)
+    write_dataset(config.data.root, train_videos=args.train_videos, val_videos=args.val_videos, shapes=args.shapes)
     say(f"2/4 training: {run}")
     with world(config.device) as ranks:
         train(config, ranks)

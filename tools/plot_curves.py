@@ -22,7 +22,7 @@ def main() -> None:
     kinds.add_argument("--percentiles", action="store_true", help="the first run's logged percentiles")
     args = parser.parse_args()
 
-    from video_gn.plots import plot_by_norm, plot_curves, plot_percentiles
+    from video_gn.run.plots import plot_by_norm, plot_curves, plot_percentiles
 
     folder = Path(args.runs[0])
     if args.percentiles:

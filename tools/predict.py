@@ -1,12 +1,13 @@
-"""Classify videos with a trained network: the scores are those of the test (10 clips a video, softmax averaged).
+"""Classify videos with a trained network: the scores are those of the test (10 clips per video, averaged).
 
 python tools/predict.py runs/demo/checkpoints/last.pt data/motion/val/spin/*.mp4
 python tools/predict.py CHECKPOINT video.mp4 --timeline --overlay --gradcam --out predictions
 python tools/predict.py CHECKPOINT *.mp4 --top 1 --json | jq -r '[.video, .predictions[0].name] | @tsv'
 python tools/predict.py CHECKPOINT video.mp4 --set test.views=center --set data.class_names=classes.txt
 
-On stdout a line `video, rank, class, score` for each of the best classes, between tabs, or with --json an object a
-video. Files are written to OUT/STEM.timeline.png, .timeline.csv, .overlay.mp4 and .gradcam.mp4. A video that cannot
+On stdout a line `video, rank, class, score` for each of the best classes, between tabs, or with --json an object per
+video. With task multilabel a fifth column says which are predicted, from multilabel.threshold on, and all of those have
+a line. Files are written to OUT/STEM.timeline.png, .timeline.csv, .overlay.mp4 and .gradcam.mp4. A video that cannot
 be read is named; the others are predicted, and the exit code is 2. docs/predict.md has the details.
 """
 

@@ -4,7 +4,7 @@ python tools/show_clips.py configs/demo/demo.yaml
 python tools/show_clips.py runs/my_run/config.yaml --train 20 --test 2 --out clips.png
 python tools/show_clips.py CONFIG data.root=/data/videos seed=1     # other clips
 
-The fastest way to find a data bug: wrong labels, wrong colours, squeezed or blank frames, time that stands still.
+The fastest way to find a data bug: wrong labels, wrong colors, squeezed or blank frames, time that stands still.
 Prints the name of the PNG. docs/predict.md shows one.
 """
 

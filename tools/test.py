@@ -1,4 +1,4 @@
-"""Score a trained network: 10 clips per video, softmax averaged. Writes test_<protocol>.json and .csv.
+"""Score a trained network: 10 clips per video, scores averaged. Writes test_<protocol>.json and .csv.
 
 python tools/test.py runs/demo/checkpoints/last.pt
 python tools/test.py runs/my_run/checkpoints/best.pt test.views=three data.root=/data/kinetics400

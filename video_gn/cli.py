@@ -16,7 +16,7 @@ exit codes: 0 done, 1 a bug (traceback), 2 a mistake in the command, config or d
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """A tool's parser; `text`, its docstring, is its help as it is written, with the exit codes at the end."""
+    """Return a tool's parser; `text`, its docstring, is its help as it is written, with the exit codes at the end."""
     return argparse.ArgumentParser(
         description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -93,6 +93,13 @@ class ClassificationConfig(Section):
     """Share of the training target that is spread over all classes."""
 
 
+class MultilabelConfig(Section):
+    """Options of task multilabel: any number of labels per video."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Score from which a label is predicted."""
+
+
 class DataConfig(Section):
     """Where the videos or images are, and how clips are cut from them."""
 
@@ -121,10 +128,18 @@ class DataConfig(Section):
     """Probability of a horizontal flip of a training clip."""
     area: tuple[Fraction, Fraction] | None = None
     """Training crops a random share of the frame's area, aspect 3/4 to 4/3, in place of `short_side` and a crop."""
-    colour_jitter: Fraction = 0.0
+    color_jitter: Fraction = 0.0
     """Brightness, contrast and saturation times a random factor of 1 +- this, in random order."""
     lighting: NonNegative = 0.0
-    """Standard deviation of a random shift along the principal colours of ImageNet (0.1 in fb.resnet.torch)."""
+    """Standard deviation of a random shift along the principal colors of ImageNet (0.1 in fb.resnet.torch)."""
+    rand_augment: tuple[Positive, Annotated[int, Field(ge=0, le=30)]] | None = None
+    """RandAugment: [operations per clip, magnitude from 0 to 30], such as [2, 9]; not in validation."""
+    random_erasing: Fraction = 0.0
+    """Probability that a random rectangle of a training clip shows the mean color; not in validation."""
+    mixup: NonNegative = 0.0
+    """Average training clips of a micro-batch in pairs, by shares of Beta(this, this); 0: off (docs/recipes.md)."""
+    cutmix: NonNegative = 0.0
+    """Paste a rectangle of another clip of the micro-batch, of a share drawn alike; with mixup, each by even chance."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.225, 0.225, 0.225)
     """Of RGB in [0, 1]; the baseline's are 114.75 and 57.375 of 255."""
@@ -137,6 +152,13 @@ class DataConfig(Section):
     """Report of tools/prepare.py --check: its bad videos are left out of training and not scored (docs/bad_data.md)."""
     timeout: Annotated[float, Field(gt=0, le=2_000_000)] = 300
     """Seconds without a batch after which the workers are taken for hung."""
+
+    @field_validator("rand_augment", mode="before")
+    @classmethod
+    def _rand_augment_is_a_pair(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, (list, tuple)) and len(value) == 2):
+            raise ValueError(f"{value!r:.60} is not [operations, magnitude]; give such a pair as [2, 9], or null")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -230,7 +252,7 @@ class TrainConfig(Section):
 
 
 class TestConfig(Section):
-    """The test of a trained net: several clips a video, softmax averaged."""
+    """The test of a trained network: several clips per video, scores averaged."""
 
     views: Literal["center", "three", "full"] = "full"
     """`center`: one crop of data.crop; `three`: 3 crops of short_side; `full`: the whole frame, fully convolutional."""
@@ -265,9 +287,10 @@ class Config(Section):
     """`auto` goes on from the run folder's last whole checkpoint."""
     profile: bool = False
     """Write a trace of a few early steps into the run folder's profile/, for Perfetto or TensorBoard."""
-    task: Literal["classification"] = "classification"
-    """What a video's target is: one label."""
+    task: Literal["classification", "multilabel"] = "classification"
+    """What a video's target is: one label, or any number of them (docs/multilabel.md)."""
     classification: ClassificationConfig = ClassificationConfig()
+    multilabel: MultilabelConfig = MultilabelConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -282,10 +305,23 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        for name, options in (("classification", self.classification), ("multilabel", self.multilabel)):
+            if name != self.task and (given := [key for key, *_ in differences(type(options)(), options)]):
+                raise ValueError(f"{name}.{given[0]} is an option of task {name}, and task is {self.task}; change one")
+        if self.task != "classification" and self.data.kind == "images":
+            raise ValueError(
+                f"images have one label, their folder's, and task is {self.task}; set task: classification"
+            )
         if self.train.clips_per_gpu % self.data.clips_per_video:
             raise ValueError(
                 f"data.clips_per_video {self.data.clips_per_video} does not divide train.clips_per_gpu "
                 f"{self.train.clips_per_gpu}, the clips of one forward pass; change one of them"
+            )
+        if (self.data.mixup or self.data.cutmix) and self.train.clips_per_gpu == self.data.clips_per_video:
+            raise ValueError(
+                "data.mixup and data.cutmix mix clips of different videos of a micro-batch, which holds one video with "
+                f"train.clips_per_gpu {self.train.clips_per_gpu} and data.clips_per_video {self.data.clips_per_video}; "
+                f"set train.clips_per_gpu to {2 * self.data.clips_per_video} or more, or both of them to 0"
             )
         if self.data.kind == "images" and (self.test.views, self.test.clips) != ("center", 1):
             raise ValueError(

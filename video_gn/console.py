@@ -8,6 +8,6 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """A console line, above any progress bar, on stderr: stdout is for results."""
+    """Print a line above any progress bar, on stderr: stdout is for results."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()

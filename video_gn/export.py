@@ -31,6 +31,7 @@ from video_gn.files.atomic import check_writable, replacing
 from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
+from video_gn.tasks import build_task
 
 ELSEWHERE = "choose another place"
 TOLERANCE = 1e-4
@@ -107,6 +108,8 @@ def metadata(config: Config, names: list[str], checkpoint: str, step: int, frame
         "stride": data.stride,
         "clips": test.clips,
         "protocol": protocol(config),
+        "task": config.task,
+        "probability": build_task(config).probability,
         "model": config.model.model_dump(mode="json"),
         "checkpoint": checkpoint,
         "step": step,

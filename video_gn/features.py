@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
 from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.targets import Target, parse_several, text_of
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.datasets import (
@@ -63,7 +65,7 @@ class Row:
 
     path: str
     """As in the list."""
-    label: int
+    label: Target
     shard: str
     """File name in the folder."""
     row: int
@@ -105,7 +107,8 @@ def extract_features(
     that follows it. float32 `features` (rows, C), a row a clip or the mean of a video's clips.
 
     Args:
-        list_path: videos and labels as for training, any labels; an image folder for a net of images.
+        list_path: videos and labels as for training, any labels, one, several or none per video; an image folder for
+            a network of images.
         per: `clip` or `video`.
         overrides: `key=value` changes of the checkpoint's config, such as test.views=center.
 
@@ -192,12 +195,12 @@ class _Store:
         self._write(shard, np.concatenate([features for _, features, _ in videos]))
         first = 0
         for record, features, clips in videos:
-            self.rows.append(Row(record.path, record.label, shard, first, clips))
+            self.rows.append(Row(record.path, record.target, shard, first, clips))
             first += len(features)
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(COLUMNS)
-        lines.writerows([row.path, row.label, row.shard, row.row, row.clips] for row in self.rows)
+        lines.writerows([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
         write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
 
     def _write(self, name: str, features: np.ndarray) -> None:
@@ -215,9 +218,14 @@ def read_index(folder: str | Path) -> list[Row]:
     """The rows of a folder's index.csv, in its order."""
     with (Path(folder) / INDEX).open(newline="", encoding="utf-8") as file:
         return [
-            Row(line["path"], int(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
+            Row(line["path"], _label(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
             for line in csv.DictReader(file)
         ]
+
+
+def _label(text: str) -> Target:
+    """Read what `text_of` wrote; one label is an integer, whatever the task."""
+    return int(text) if text.isdigit() else parse_several(text, ANY_LABEL)
 
 
 def read_shard(path: str | Path) -> np.ndarray:
@@ -308,7 +316,8 @@ def _records(config: Config) -> list[Record]:
     if data.class_names is not None:
         with suppress(UserError):  # only a csv of Kinetics needs them, and read_list says so
             names = class_names(config)
-    records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths)
+    parse = partial(parse_several, num_classes=ANY_LABEL)  # and of another task's lists
+    records = read_list(data.test_list, data.root, ANY_LABEL, names, absolute_paths=data.absolute_paths, parse=parse)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, data.test_list)
     return records

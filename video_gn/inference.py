@@ -27,6 +27,7 @@ from video_gn.data.dataset import Clips, read_clips, read_uniform_clips
 from video_gn.data.decode import VideoReader, check_decoder, open_video
 from video_gn.data.display import Crop
 from video_gn.data.images import ImageReader
+from video_gn.data.targets import labels_of
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
 from video_gn.engine.test import score_video
@@ -34,6 +35,7 @@ from video_gn.errors import UserError
 from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
+from video_gn.tasks import build_task
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, or uint8 RGB frames (T, H, W, 3) at the frame rate of the training videos."""
@@ -47,7 +49,7 @@ class Prediction:
     name: str
     """The class's name; its number where the run had no names."""
     score: float
-    """Mean softmax, in [0, 1]."""
+    """Mean probability, in [0, 1]: softmax, of task multilabel sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Timeline:
     span: int
     """Frames from a clip's first to the next clip's first, were it to follow at once: frames * stride."""
     scores: np.ndarray
-    """float32 (C, K): softmax, averaged over the views."""
+    """float32 (C, K): probabilities, averaged over the views."""
     num_frames: int
     fps: float | None
     """None where the video does not tell."""
@@ -101,6 +103,7 @@ class Classifier:
     Attributes:
         model: the net, in evaluation mode, on `device`; its parameters require no gradient.
         config: of the training run, with the overrides of `load`.
+        task: that it was trained for.
         names: of the classes, by label.
         device: where it computes.
     """
@@ -108,6 +111,7 @@ class Classifier:
     def __init__(self, model: Network, config: Config, names: Sequence[str], device: torch.device) -> None:
         self.model = model
         self.config = config
+        self.task = build_task(config)
         self.names = list(names)
         self.device = device
 
@@ -132,14 +136,22 @@ class Classifier:
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         return [Prediction(label, self.names[label], float(scores[label])) for label in order]
 
+    def holding(self, scores: np.ndarray) -> list[Prediction]:
+        """Return the classes that the scores (K,) say to hold, best first.
+
+        That is the best one; of task multilabel all from multilabel.threshold on, which may be none.
+        """
+        held = labels_of(self.task.parse(self.task.predicted(scores)))
+        return [prediction for prediction in self.ranked(scores, len(scores)) if prediction.label in held]
+
     @torch.inference_mode()
     def scores(self, video: Video) -> np.ndarray:
-        """Mean softmax over the clips and views of the test: float32 (K,). Raises as `predict`."""
+        """Return mean probabilities over the clips and views of the test: float32 (K,). Raises as `predict`."""
         test = self.config.test
         with self.open(video) as reader:
             spec = clip_spec(self.config)
             item = read_uniform_clips(reader, test.clips, test.clip_starts, spec, test.views, test.short_side)
-        return self._softmax(item).mean(0).cpu().numpy()
+        return self._probabilities(item).mean(0).cpu().numpy()
 
     @torch.inference_mode()
     def timeline(self, video: Video) -> Timeline:
@@ -154,7 +166,7 @@ class Classifier:
             rows = []
             for begin in tqdm(range(0, len(starts), size), "timeline", leave=False, disable=None):
                 item, _ = self._clips(reader, starts[begin : begin + size].tolist(), test.views)
-                rows.append(self._softmax(item).unflatten(0, (views, -1)).mean(0))
+                rows.append(self._probabilities(item).unflatten(0, (views, -1)).mean(0))
             return Timeline(starts, span, torch.cat(rows).cpu().numpy(), reader.num_frames, reader.fps)
 
     def gradcam(self, video: Video, label: int | None = None, layer: str | None = None) -> Gradcam:
@@ -197,7 +209,7 @@ class Classifier:
     def _clips(self, reader: VideoReader, starts: Sequence[int], kind: str) -> tuple[Clips, Box]:
         return read_clips(reader, starts, clip_spec(self.config), kind, self.config.test.short_side)
 
-    def _softmax(self, item: Clips) -> Tensor:
+    def _probabilities(self, item: Clips) -> Tensor:
         """float32 (V * K clips, classes), as the test has it."""
         with autocast(self.config.train.precision, self.device)():
             window = self.model.feature_size(self.config.data.crop)

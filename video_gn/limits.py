@@ -58,8 +58,10 @@ def size_text(size: float) -> str:
 
 
 def shortage(error: BaseException | str) -> UserError | None:
-    """Return the user error behind an error of torch or the system that means too few open files or too little shared
-    memory; None for another one."""
+    """Return the user error behind one of torch or the system: too few open files, too little shared memory.
+
+    None is another error.
+    """
     text = " ".join(str(error).split())
     if os.strerror(EMFILE) in text or "items of ancillary data" in text:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

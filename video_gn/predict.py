@@ -8,21 +8,21 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from video_gn.console import say
 from video_gn.data.decode import VideoError, VideoReader
 from video_gn.data.stores import is_url
-from video_gn.draw import panel, resized, write_video
+from video_gn.draw.figures import write_figure
+from video_gn.draw.text import panel, resized, write_video
 from video_gn.errors import UserError
-from video_gn.files.atomic import check_writable, fitting_name, make_folder, replacing, write_text
+from video_gn.files.atomic import check_writable, fitting_name, make_folder, write_text
 from video_gn.inference import Classifier, Prediction, Timeline
-
-matplotlib.use("Agg")  # files only: no display is needed
 
 ELSEWHERE = "give another --out"
 ROOM = 2**20  # bytes; a video's files may be larger, and say so themselves
@@ -44,9 +44,11 @@ def predict_videos(
 ) -> None:
     """Print the `top` classes of each video and write the wanted pictures into `out`.
 
+    Where several labels may hold, all classes that are predicted to hold are printed, and marked.
+
     Args:
         gradcam: the layer to look at; None for no Grad-CAM.
-        as_json: print a JSON object a video, in place of lines `video, rank, name, score` between tabs.
+        as_json: print a JSON object per video, in place of lines `video, rank, name, score[, predicted]` between tabs.
 
     Raises:
         UserError: some videos cannot be read (raised after the others), two would write the same file.
@@ -68,7 +70,7 @@ def predict_videos(
             if as_json:
                 tqdm.write(_printable(json.dumps({"video": video, "error": error.reason}, ensure_ascii=False)))
             continue
-        tqdm.write(_printable(_answer(video, classifier.ranked(scores, top), files, as_json)))
+        tqdm.write(_printable(_answer(classifier, video, scores, top, files, as_json)))
     if bad:
         raise UserError(
             f"{len(bad)} of {len(videos)} videos cannot be read, such as {bad[0]}; fix them or leave them out"
@@ -100,11 +102,21 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _answer(video: str, predictions: list[Prediction], files: dict[str, str], as_json: bool) -> str:
+def _answer(
+    classifier: Classifier, video: str, scores: np.ndarray, top: int, files: dict[str, str], as_json: bool
+) -> str:
+    predictions = classifier.ranked(scores, top)
+    held = None if classifier.task.exclusive else classifier.holding(scores)
     if as_json:
-        answer = {"video": video, "predictions": [asdict(prediction) for prediction in predictions]}
+        answer: dict[str, Any] = {"video": video, "predictions": [asdict(prediction) for prediction in predictions]}
+        answer |= {} if held is None else {"labels": [prediction.label for prediction in held]}
         return json.dumps(answer | ({"files": files} if files else {}), ensure_ascii=False)
-    return "\n".join(f"{video}\t{rank}\t{p.name}\t{p.score:.4f}" for rank, p in enumerate(predictions, 1))
+    if held is not None:
+        predictions = classifier.ranked(scores, max(top, len(held)))
+    lines = [f"{video}\t{rank}\t{p.name}\t{p.score:.4f}" for rank, p in enumerate(predictions, 1)]
+    if held is not None:
+        lines = [f"{line}\t{'predicted' if p in held else '-'}" for line, p in zip(lines, predictions, strict=True)]
+    return "\n".join(lines)
 
 
 def _pictures(
@@ -158,9 +170,8 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
     """Draw the scores of the classes with the highest peaks against time, below frames of the video. Writes a PNG."""
     rate = line.fps or 1.0
     end = line.num_frames / rate
-    figure, (above, axis) = plt.subplots(
-        2, 1, figsize=(10, 5), height_ratios=(1, 2.6), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    above, axis = figure.subplots(2, 1, height_ratios=(1, 2.6), sharex=True)
     with classifier.open(video) as reader:
         numbers = sorted({int((k + 0.5) * line.num_frames / THUMBNAILS) for k in range(THUMBNAILS)})
         for number, frame in zip(numbers, reader.read(numbers).numpy(), strict=True):
@@ -174,17 +185,13 @@ def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path
         axis.plot(line.middles / rate, line.scores[:, label], marker="o", ms=4, label=classifier.names[label])
     seconds = f"{min(line.span, line.num_frames) / rate:.3g}"
     unit = "s" if line.fps else "frames"
-    axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel="score (softmax)")
+    axis.set(xlim=(0, end), ylim=(-0.02, 1.02), ylabel=f"score ({classifier.task.probability})")
     axis.set_xlabel(f"middle of the clip ({unit}); a clip covers {seconds} {unit}")
     axis.grid(alpha=0.3)
-    with plt.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure.suptitle(_printable(Path(video).name))
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    try:
-        with replacing(path, ELSEWHERE) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    finally:
-        plt.close(figure)
+    write_figure(figure, path, ELSEWHERE, dpi=120)
 
 
 def write_overlay(classifier: Classifier, video: str, line: Timeline, path: Path, classes: int = 5) -> None:

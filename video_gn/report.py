@@ -9,30 +9,35 @@ from __future__ import annotations
 import csv
 import html
 import json
-import math
 import re
 import shlex
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from cycler import cycler
 
 import video_gn
 from video_gn.config import Config, flatten, load_config, parse_config
+from video_gn.data.targets import labels_of
+from video_gn.draw.figures import plot_confusion
 from video_gn.engine.optim import PAPER_GPUS
 from video_gn.engine.test import protocol, read_results, result_path
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
-from video_gn.plots import labels, plot_confusion, plot_curves, plot_percentiles
 from video_gn.run.log import read_log
+from video_gn.run.plots import labels, plot_curves, plot_percentiles
+from video_gn.tasks import Figure, Scored, Task, build_task
+from video_gn.tasks.intervals import wilson
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
 """Frames, stride, clips a GPU."""
@@ -42,8 +47,6 @@ TABLE8_PAPER = {
 }
 """The paper's top-1 and top-5 in each column."""
 TABLE8_EPOCHS = 109  # of the baseline: 400k steps of 64 clips
-Z95 = 1.959964
-BOOTSTRAP_DRAWS = 10_000
 INK, PAPER = "#010203", "#040506"  # become the page's text and background colours
 MAX_COUNTED = 16  # classes: the accuracies of more are folded away
 MAX_PAIRS = 15
@@ -55,10 +58,18 @@ class Test:
 
     path: Path
     result: dict[str, Any]
-    """As `engine.test.TestResult`."""
+    """As `engine.test.TestResult.content`."""
+    task: Task
     classes: list[str]
-    matrix: np.ndarray | None
-    """Videos by label and predicted label, int (K, K); None without the csv."""
+    scored: Scored | None
+    """The rows of the csv that have scores; None without the csv."""
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """Videos by label and predicted label, int (K, K); None where there is none to draw."""
+        if self.scored is None or not self.scored.targets:
+            return None
+        return self.task.confusion(self.scored.targets, self.scored.predicted)
 
     @property
     def is_own(self) -> bool:
@@ -140,45 +151,29 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_test(path: Path, result: dict[str, Any]) -> Test:
-    needed = {"protocol", "top1", "top5", "mean_class_accuracy", "videos_scored", "videos_listed", "config"}
-    if lacking := needed - result.keys():
-        raise UserError(f"{path}: has no {min(lacking)}; test again with tools/test.py or remove it")
+    _check_has(path, result, {"protocol", "videos_scored", "videos_listed", "config"})
+    config = parse_config(result["config"], source=f"{path}: config")
+    task = build_task(config)
+    _check_has(path, result, {figure.key for figure in (*task.scores, *([task.by_class] if task.by_class else []))})
     table_path = path.with_suffix(".csv")
     if not table_path.exists():
-        return Test(path, result, [], None)
+        return Test(path, result, task, [], None)
     try:
         with table_path.open(encoding="utf-8", newline="") as stream:
             rows = csv.reader(stream)
             classes = [name.removeprefix("score_") for name in next(rows)[4:]]
-            pairs = [(int(row[1]), int(row[2])) for row in rows if row[2]]
-            matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
-            np.add.at(matrix, tuple(np.array(pairs, dtype=np.int64).reshape(-1, 2).T), 1)
+            task = build_task(config, len(classes))
+            scored = [row for row in rows if row[4]]
+            targets, predicted = ([task.parse(row[column]) for row in scored] for column in (1, 2))
+            scores = np.array([row[4:] for row in scored], dtype=np.float32).reshape(-1, len(classes))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error) as error:
         raise UserError(f"{table_path}: not a table of scores ({error}); test again or remove it") from None
-    return Test(path, result, classes, matrix)
+    return Test(path, result, task, classes, Scored(targets, predicted, scores))
 
 
-# --- statistics ---
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in per cent (Wilson 1927; Newcombe 1998, method 3); n > 0."""
-    share, z2 = hits / n, Z95**2 / n
-    centre = (share + z2 / 2) / (1 + z2)
-    half = Z95 / (1 + z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n))
-    return 100 * max(centre - half, 0.0), 100 * min(centre + half, 1.0)
-
-
-def bootstrap_mean_class(matrix: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of mean class accuracy, in per cent: videos drawn anew within each class.
-
-    Drawing n videos of a class with replacement makes its hits binomial, so no video needs to be drawn one by one.
-    """
-    n = matrix.sum(1)
-    hits, n = matrix.diagonal()[n > 0], n[n > 0]
-    draws = np.random.default_rng(0).binomial(n, hits / n, (BOOTSTRAP_DRAWS, len(n))) / n
-    low, high = np.percentile(100 * draws.mean(1), (2.5, 97.5))
-    return float(low), float(high)
+def _check_has(path: Path, result: dict[str, Any], needed: set[str]) -> None:
+    if lacking := needed - result.keys():
+        raise UserError(f"{path}: has no {min(lacking)}; test again with tools/test.py or remove it")
 
 
 # --- HTML ---
@@ -294,48 +289,57 @@ summary { cursor: pointer; margin: .5rem 0 }
 
 def scores(runs: Sequence[Run]) -> Html:
     """Every test, and the last validation, with 95 % intervals."""
+    figures = list(dict.fromkeys(figure for run in runs for figure in build_task(run.config).scores))
     rows: list[list[object]] = []
     for run in runs:
         for test in run.tests:
             r = test.result
             n = r["videos_scored"]
-            spread = bootstrap_mean_class(test.matrix) if test.matrix is not None and test.matrix.any() else None
             name = [run.name, Html(escaped(r["protocol"]) + small(test.source))]
-            accuracies = [_with_interval(r["top1"], n), _with_interval(_top5(r["top5"], run.config), n)]
-            rows.append([*name, *accuracies, _percent(r["mean_class_accuracy"], spread), _of(n, r["videos_listed"])])
-        rows += _validation_row(run)
+            intervals = test.task.intervals(r, n, test.scored)
+            rows.append([*name, *_numbers(figures, run, r, intervals), _of(n, r["videos_listed"])])
+        rows += _validation_row(run, figures)
     note = (
-        "Per cent, with 95 % intervals: Wilson's for top-1 and top-5; for mean class accuracy a bootstrap over the "
-        f"videos of each class ({BOOTSTRAP_DRAWS:,} draws). They say how far a score would move with other "
-        "videos, not with another seed. Validation scores one random clip a video under training augmentation."
+        "Percent, with 95 % intervals: Wilson's of a share of the videos; else a bootstrap over the videos "
+        "(of mean class accuracy, over those of each class). They say how far a score would move with "
+        "other videos, not with another seed. Validation scores one random clip per video under training augmentation."
     )
-    head = ["run", "protocol", "top-1", "top-5", "mean class", "videos scored"]
+    head = ["run", "protocol", *(figure.name for figure in figures), "videos scored"]
     return Html(table(head, rows, text=2) + tag("p", note, class_="quiet"))
 
 
-def _validation_row(run: Run) -> list[list[object]]:
-    """The last epoch with a validation error, if there is one."""
-    last = next((r for r in reversed(run.epochs) if r.get("val/top1_error") is not None), None)
+def _validation_row(run: Run, figures: Sequence[Figure]) -> list[list[object]]:
+    """The last epoch with a validation, if there is one."""
+    task = build_task(run.config)
+    last = next((r for r in reversed(run.epochs) if r.get(f"val/{task.monitored.key}") is not None), None)
     if last is None:
         return []
     n = int(last.get("val/videos_scored") or 0)
     unread = int(last.get("val/videos_unreadable") or 0)
-    accuracies = [
-        _with_interval(None if error is None else 100 - error, n)
-        for error in (last.get("val/top1_error"), _top5(last.get("val/top5_error"), run.config))
-    ]
+    values = {figure.key: _validated(figure, last) for figure in task.scores}
     kind = protocol(run.config) if run.config.data.kind == "images" else "1-clip augmented"
     name = Html(escaped(kind) + small(f"validation after epoch {last['epoch']:g} of {run.config.train.epochs}"))
-    return [[run.name, name, *accuracies, "-", _of(n, n + unread) if n else "-"]]
+    numbers = _numbers(figures, run, values, task.intervals(values, n, None))
+    return [[run.name, name, *numbers, _of(n, n + unread) if n else "-"]]
 
 
-def _top5(percent: float | None, config: Config) -> float | None:
-    """None with 5 classes or fewer, where every video counts as right."""
-    return percent if config.model.num_classes > 5 else None
+def _validated(figure: Figure, epoch: dict[str, Any]) -> float | None:
+    """A number of a validation, by the log's record of its epoch."""
+    if figure.error is None:
+        return epoch.get(f"val/{figure.key}")
+    error = epoch.get(f"val/{figure.error}")
+    return None if error is None else 100 - error
 
 
-def _with_interval(percent: float | None, n: int) -> Html:
-    return _percent(percent, None if percent is None or not n else wilson(round(percent * n / 100), n))
+def _numbers(
+    figures: Sequence[Figure], run: Run, values: dict[str, Any], intervals: Mapping[str, tuple[float, float]]
+) -> list[Html]:
+    """A cell for each of the figures; a dash where it is not the run's, or says nothing with so few classes."""
+    enough = [figure.minimum_classes <= run.config.model.num_classes for figure in figures]
+    return [
+        _percent(values.get(figure.key) if shown else None, intervals.get(figure.key))
+        for figure, shown in zip(figures, enough, strict=True)
+    ]
 
 
 def _percent(percent: float | None, interval: tuple[float, float] | None = None) -> Html:
@@ -358,7 +362,7 @@ def table8(runs: Sequence[Run]) -> Html:
             r = test.result
             config = parse_config(r["config"], source=f"{run.folder}: config of its test")  # may have other clips
             same = test.is_own and table8_cell(config) == cell and config.test.clips == 10 and r.get("step") in ends
-            if cell and same and r["top1"] is not None:
+            if cell and same and r.get("top1") is not None:
                 start = "" if config.model.init_from else ", from scratch"
                 where = f"{run.name}{start}, {r['protocol']}, {_of(r['videos_scored'], r['videos_listed'])} videos"
                 found.setdefault(cell, []).append(Html(_both(r["top1"], r["top5"]) + small(where)))
@@ -395,7 +399,7 @@ def table8_cell(config: Config) -> tuple[str, int] | None:
 
 
 def curves(runs: Sequence[Run]) -> Html:
-    """Training and validation error of all runs against epochs; logged percentiles of each run that has them."""
+    """All runs' training and validation against epochs; logged percentiles of each run that has them."""
     ended = [run for run in runs if run.epochs]
     parts = []
     if ended:
@@ -417,8 +421,8 @@ def as_svg(draw: Callable[[Path], object], name: str, kind: str) -> Html:
     style |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.edgecolor"), "none")
     style |= {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
     style |= {"legend.facecolor": PAPER, "legend.fontsize": "small", "grid.color": "#888888"}
-    style["axes.prop_cycle"] = plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"]
-    with TemporaryDirectory() as folder, plt.rc_context(style), warnings.catch_warnings():
+    style["axes.prop_cycle"] = cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParams["axes.prop_cycle"]
+    with TemporaryDirectory() as folder, matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser has the letter
         path = Path(folder) / "figure.svg"
         draw(path)
@@ -432,15 +436,19 @@ def as_svg(draw: Callable[[Path], object], name: str, kind: str) -> Html:
 
 
 def class_report(run: Run, test: Test) -> Html:
-    """Confusion matrix, most confused pairs and accuracy by class of one test; videos that were not scored."""
+    """Confusion matrix, most confused pairs and accuracy by class of one test, or the task's number of each class;
+    videos that were not scored."""
     name = f"{run.name}: {test.result['protocol']}"
     parts = [small(test.source)]
     matrix = test.matrix
-    if matrix is not None and matrix.any():
+    if matrix is not None:
         drawn = as_svg(partial(plot_confusion, matrix, test.classes), f"confusion matrix of {name}", "square")
         parts.append(tag("div", tag("div", drawn), tag("div", _pairs(matrix, test.classes)), class_="pair"))
         summary = f"Accuracy of {len(test.classes)} classes, worst first"
         parts.append(details(summary, _per_class(matrix, test.classes), is_open=len(test.classes) <= MAX_COUNTED))
+    elif test.task.by_class is not None and test.scored is not None:
+        summary = f"{test.task.by_class.name.capitalize()} of {len(test.classes)} classes, worst first"
+        parts.append(details(summary, _class_scores(test, test.scored), is_open=len(test.classes) <= MAX_COUNTED))
     if unreadable := test.result.get("unreadable"):
         rows = table(["video", "reason"], unreadable.items(), text=2)
         parts.append(details(f"Videos that could not be read, and have no score: {len(unreadable):,}", rows))
@@ -464,14 +472,38 @@ def _per_class(matrix: np.ndarray, classes: Sequence[str]) -> Html:
     for row in np.argsort(matrix.diagonal() / np.maximum(matrix.sum(1), 1), kind="stable"):
         n, hits = int(matrix[row].sum()), int(matrix[row, row])
         if n:
-            (low, high), percent = wilson(hits, n), f"{100 * hits / n:.1f}"
-            bar = Html(
-                '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-                '<rect width="100" height="10" fill="var(--line)"/>'
-                f'<rect width="{percent}" height="10" fill="var(--fill)"/></svg><span>{percent}</span>'
-            )
-            rows.append([classes[row], bar, f"{low:.0f} to {high:.0f}", f"{hits:,} of {n:,}"])
+            low, high = wilson(hits, n)
+            rows.append([classes[row], _bar(100 * hits / n), f"{low:.0f} to {high:.0f}", f"{hits:,} of {n:,}"])
     return table(["class", "top-1 (%)", "95 % (Wilson)", "videos right"], rows)
+
+
+def _class_scores(test: Test, scored: Scored) -> Html:
+    """The task's number of each class that has one, worst first; how often it holds, is predicted, and both."""
+    figure = test.task.by_class
+    assert figure is not None
+    holds, predicted, right = (
+        Counter(label for found in of for label in found)
+        for of in (
+            map(labels_of, scored.targets),
+            map(labels_of, scored.predicted),
+            (set(labels_of(a)) & set(labels_of(b)) for a, b in zip(scored.targets, scored.predicted, strict=True)),
+        )
+    )
+    values = test.result[figure.key]
+    rows: list[list[object]] = []
+    for label, name in sorted(enumerate(test.classes), key=lambda item: (values.get(item[1]) or 0, item[0])):
+        if values.get(name) is not None:
+            counts = [f"{counter[label]:,}" for counter in (holds, predicted, right)]
+            rows.append([name, _bar(values[name]), *counts])
+    return table(["class", f"{figure.name} (%)", "videos with it", "predicted", "of these right"], rows)
+
+
+def _bar(percent: float) -> Html:
+    return Html(
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect width="100" height="10" fill="var(--line)"/>'
+        f'<rect width="{percent:.1f}" height="10" fill="var(--fill)"/></svg><span>{percent:.1f}</span>'
+    )
 
 
 def throughput(runs: Sequence[Run]) -> Html:

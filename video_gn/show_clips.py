@@ -16,14 +16,24 @@ from torch import Tensor
 
 from video_gn.config import Config
 from video_gn.console import say
-from video_gn.data.dataset import Clips, TestClips
+from video_gn.data.dataset import MIXING, Clips, TestClips
 from video_gn.data.decode import check_decoder, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
+from video_gn.data.mixing import Mix
 from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
+from video_gn.data.targets import name_of
 from video_gn.distributed.world import World
-from video_gn.draw import INK, PAPER, font, resized, shorten
-from video_gn.engine.datasets import class_names, read_records, read_train_records, test_dataset, train_dataset
+from video_gn.draw.text import INK, PAPER, font, resized, shorten
+from video_gn.engine.datasets import (
+    class_names,
+    mixing,
+    read_records,
+    read_train_records,
+    test_dataset,
+    train_dataset,
+)
+from video_gn.engine.optim import global_batch
 from video_gn.engine.test import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
@@ -40,6 +50,8 @@ class Strip:
     title: str
     frames: np.ndarray
     """uint8 (n, H, W, 3)."""
+    note: str = ""
+    """A second line below the title."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +94,49 @@ def show_clips(config: Config, out: Path, *, train: int = 8, test: int = 1, fram
 
 
 def _train_section(config: Config, records: list[Record], names: list[str], count: int, frames: int) -> Section:
-    dataset = train_dataset(config, records)
-    items = list(_read(dataset.__getitems__([(0, position) for position in range(count)])))
-    batches = [fed(item, config) for item in items]
-    strips = []
-    for item, clips in zip(items, batches, strict=True):
-        record, view = records[item.index], item.views[0]
-        how = [f"{view.box[3]} x {view.box[2]} px to {view.width}", *["flipped"] * view.flip]
-        how += ["colours changed"] * (item.colour is not None)
-        title = f"{names[record.label]} ({record.label})   {record.path}   {', '.join(how)}"
-        strips.append(Strip(title, shown(clips[0], config, frames)))
+    strips: list[Strip] = []
+    batches = []
+    for items, mix in _micro_batches(config, records, count):
+        clips, shares = torch.cat([fed(item, config) for item in items]), torch.eye(len(items))
+        if mix is not None:  # shares as targets: row i becomes what clip i is made of
+            clips, shares = mix(clips, shares)
+        clips = clips[: count - len(strips)]
+        batches.append(clips)
+        for item, clip, row in zip(items, clips, shares, strict=False):
+            note = ""
+            if mix is not None:
+                parts = [f"{share:.2f} of {name_of(records[other.index].target, names)} {records[other.index].path}"
+                         for other, share in zip(items, row.tolist(), strict=True) if share]  # fmt: skip
+                note = f"{'mixup' if mix.box is None else 'CutMix'}: {', '.join(parts)}"
+            title = f"{name_of(records[item.index].target, names)}   {records[item.index].path}   {_how(item)}"
+            strips.append(Strip(title, shown(clip, config, frames), note))
     heading = f"training clips of {config.data.train_list}, after augmentation"
     return Section(heading, statistics(batches), strips)
 
 
+def _micro_batches(config: Config, records: list[Record], count: int) -> Iterator[tuple[list[Clips], Mix | None]]:
+    """Yield the first clips of the first epoch, and how they are mixed: where they are, by complete micro-batches."""
+    dataset, rule = train_dataset(config, records), mixing(config)
+    size = config.train.clips_per_gpu if rule.mixup or rule.cutmix else count
+    per_step = global_batch(config) // config.train.clips_per_gpu
+    for number in range(-(-count // size)):
+        items = list(_read(dataset.__getitems__([(0, number * size + k) for k in range(size)])))
+        rng = keyed_rng(config.seed, MIXING, *divmod(number, per_step))
+        mix = rule.draw(rng, (config.data.crop, config.data.crop))
+        if items:
+            yield items, mix if len(items) == size else None  # training ends where a clip is missing
+
+
+def _how(item: Clips) -> str:
+    """Say what became of a training clip: its cut, and each augmentation that changed it."""
+    view = item.views[0]
+    changes = [augmentation.describe(params) for augmentation, params in item.changes]
+    return ", ".join([f"{view.box[3]} x {view.box[2]} px to {view.width}", *dict.fromkeys(filter(None, changes))])
+
+
 def _test_section(config: Config, dataset: TestClips, index: int, names: list[str], frames: int) -> Section:
     record = dataset.records[index]
-    heading = f"test clips ({protocol(config)}) of {record.path}   {names[record.label]} ({record.label})"
+    heading = f"test clips ({protocol(config)}) of {record.path}   {name_of(record.target, names)}"
     items = list(_read([dataset[index]]))
     if not items:
         return Section(heading, "cannot be read", [])
@@ -154,7 +192,7 @@ def shown(clip: Tensor, config: Config, frames: int) -> np.ndarray:
 
 
 def statistics(batches: Sequence[Tensor]) -> str:
-    """Shape, mean, standard deviation and range of network inputs, by colour."""
+    """Return shape, mean, standard deviation and range of network inputs, by color."""
     if not batches:
         return "none could be read"
     values = torch.cat([clips.transpose(0, 1).flatten(1) for clips in batches], 1)
@@ -191,15 +229,18 @@ def _drawn(section: Section, width: int, columns: int, widest: int) -> Iterator[
     yield head
     for begin in range(0, len(section.strips), columns):
         row = section.strips[begin : begin + columns]
-        height = max(_cell(strip.frames[0])[1] for strip in row) + 2 * TEXT
+        lines = 2 * TEXT + any(strip.note for strip in row) * (TEXT + GAP)
+        height = max(_cell(strip.frames[0])[1] for strip in row) + lines
         image = Image.new("RGB", (width, height + GAP), PAPER)
         for column, strip in enumerate(row):
             left = GAP + column * widest
             room = (widest if columns > 1 else width) - 2 * GAP
-            ImageDraw.Draw(image).text((left, TEXT), shorten(strip.title, room, TEXT), INK, font(TEXT), "lm")
+            draw = ImageDraw.Draw(image)
+            draw.text((left, TEXT), shorten(strip.title, room, TEXT), INK, font(TEXT), "lm")
+            draw.text((left, 2 * TEXT + GAP), shorten(strip.note, room, TEXT), INK, font(TEXT), "lm")
             for frame in strip.frames:
                 size = _cell(frame)
-                image.paste(Image.fromarray(resized(frame, *size)), (left, 2 * TEXT))
+                image.paste(Image.fromarray(resized(frame, *size)), (left, lines))
                 left += size[0] + GAP
         yield image
 

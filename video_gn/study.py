@@ -21,8 +21,8 @@ from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import matplotlib.pyplot as plt
 import yaml
+from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, model_validator
 
 from video_gn.config import Config, Positive, Section, differences, flatten, load_config, parse_config, read_yaml
@@ -30,15 +30,17 @@ from video_gn.console import say
 from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
 from video_gn.distributed.world import World, world
+from video_gn.draw.figures import plot_panels, write_figure
 from video_gn.engine.health import TooManyUnreadable
 from video_gn.engine.test import protocol, read_results, test_checkpoint
 from video_gn.engine.train import train
 from video_gn.errors import UserError
-from video_gn.files.atomic import check_writable, replacing, write_error, write_text
-from video_gn.plots import plot_panels, read_epochs
+from video_gn.files.atomic import check_writable, write_error, write_text
 from video_gn.run.checkpoint import LAST
 from video_gn.run.folder import SAME_RESULT
 from video_gn.run.lock import hold_on_rank0
+from video_gn.run.plots import monitored_by_epoch, read_epochs
+from video_gn.tasks import build_task
 
 ELSEWHERE = "give another --out"
 MEDIAN_OF = 5  # epochs; section 4.1 of the paper
@@ -77,7 +79,8 @@ class Study(Section):
     """Values of all cells that differ from the config's."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     measure: Literal["final", "median5", "test"] = "median5"
-    """Validation error after the last epoch, its median over the last 5, or top-1 by the config's test."""
+    """What the task monitors (validation error) after the last epoch, its median over the last 5 epochs, or the task's
+    first score (top-1) by the config's test."""
     rows: tuple[str, ...] = ()
     """Keys whose values name the table's rows and the figures' curves and panels; the other keys name the columns."""
     paper: tuple[Published, ...] = ()
@@ -147,27 +150,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run measured, in per cent."""
+    """What a finished run measured, in percent."""
 
-    errors: dict[int, float]
-    """Validation top-1 error after each evaluated epoch."""
-    test_top1: float | None
+    monitored: dict[int, float]
+    """What its task monitors, after each evaluated epoch."""
+    test: float | None
     """None where the study asks for no test."""
 
     @property
     def final(self) -> float:
-        return self.errors[max(self.errors)]
+        return self.monitored[max(self.monitored)]
 
     @property
     def median5(self) -> float:
         """Over the last 5 epochs, or over all of a shorter run."""
-        return statistics.median(e for epoch, e in self.errors.items() if epoch > max(self.errors) - MEDIAN_OF)
+        last = max(self.monitored) - MEDIAN_OF
+        return statistics.median(value for epoch, value in self.monitored.items() if epoch > last)
 
     def value(self, measure: str) -> float:
         """What the table shows."""
         if measure == "test":
-            assert self.test_top1 is not None  # read_result returns no result without
-            return self.test_top1
+            assert self.test is not None  # read_result returns no result without
+            return self.test
         return self.median5 if measure == "median5" else self.final
 
 
@@ -219,7 +223,8 @@ def plan_runs(study: Study, path: str | Path, overrides: Sequence[str], out: str
         out: folder of the runs.
 
     Raises:
-        UserError: an override is of a key that the study varies, or a cell's config is not valid.
+        UserError: an override is of a key that the study varies, a cell's config is not valid, or cells are of
+            different tasks.
     """
     for override in overrides:
         key = override.partition("=")[0]
@@ -238,6 +243,10 @@ def plan_runs(study: Study, path: str | Path, overrides: Sequence[str], out: str
         if study.measure == "median5" and config.train.eval_every != 1:
             raise UserError(f"measure median5 needs every epoch's error; set train.eval_every: 1 in {path}")
         runs.append(Run(cell, seed, run_overrides, config))
+    if len(tasks := sorted({run.config.task for run in runs})) > 1:
+        raise UserError(
+            f"{path}: cells are of tasks {' and '.join(tasks)}, which share no number; write a study for each"
+        )
     return runs
 
 
@@ -386,15 +395,17 @@ def read_result(run: Run, measure: str) -> Result | None:
     last = records[-1]
     if last["epoch"] < run.config.train.epochs:
         return None
-    errors = {int(r["epoch"]): r["val/top1_error"] for r in records if r.get("val/top1_error") is not None}
-    if last["epoch"] not in errors:
-        raise UserError(f"{run.folder}: the last epoch has no validation error, no video was scored; see its log")
-    test_top1 = _read_test(run, last["step"]) if measure == "test" else None
-    return None if measure == "test" and test_top1 is None else Result(errors, test_top1)
+    monitored = build_task(run.config).monitored
+    values = monitored_by_epoch(records, monitored.key)
+    if last["epoch"] not in values:
+        what = f"validation {monitored.name}"
+        raise UserError(f"{run.folder}: the last epoch has no {what}, no video was scored; see its log")
+    test = _read_test(run, last["step"]) if measure == "test" else None
+    return None if measure == "test" and test is None else Result(values, test)
 
 
 def _read_test(run: Run, step: int) -> float | None:
-    """Top-1 of the run's own test of last.pt after `step`, if no more videos than allowed lack a score."""
+    """The first score of the run's own test of last.pt after `step`, if no more videos than allowed lack one."""
     for path, result in read_results(run.folder):
         if (result.get("checkpoint"), result.get("step")) != (LAST, step):
             continue
@@ -402,8 +413,8 @@ def _read_test(run: Run, step: int) -> float | None:
         same = all(key in SAME_SCORE for key, *_ in differences(tested, run.config))
         unscored = result["videos_listed"] - result["videos_scored"]
         if same and unscored <= run.config.test.max_unreadable:
-            top1: float | None = result["top1"]
-            return top1
+            score: float | None = result[build_task(run.config).scores[0].key]
+            return score
     return None
 
 
@@ -418,6 +429,8 @@ class Summary:
     columns: list[str]
     results: dict[tuple[str, str], list[Result]]
     """(row, column) -> the seeds' results; every cell of the study has an entry."""
+    measured: str
+    """The name of what is measured: error, top-1."""
 
     def spread(self, row: str, column: str, measure: str) -> Spread | None:
         """None where the study has no such cell or none of its runs is finished."""
@@ -453,8 +466,8 @@ def write_report(study: Study, runs: Sequence[Run], out: Path) -> tuple[str, lis
         panels: dict[str, dict[str, list[dict[int, float]]]] = {}
         for (row, column), found in summary.results.items():
             if found:
-                panels.setdefault(row, {})[column] = [result.errors for result in found]
-        plot_panels(panels, out / "epochs.png")
+                panels.setdefault(row, {})[column] = [result.monitored for result in found]
+        plot_panels(panels, out / "epochs.png", build_task(runs[0].config).monitored.name)
     return text, problems
 
 
@@ -470,46 +483,49 @@ def _check_out(out: Path) -> None:
 def describe(study: Study, runs: Sequence[Run]) -> str:
     """What is measured, in words."""
     config = runs[0].config
-    epochs = config.train.epochs
+    epochs, task = config.train.epochs, build_task(config)
     clip = protocol(config) if config.data.kind == "images" else "1-clip augmented"
     return {
-        "final": f"{clip} validation error (%) after {epochs} epochs",
-        "median5": f"{clip} validation error (%), median of the last {MEDIAN_OF} of {epochs} epochs",
-        "test": f"{protocol(config)} top-1 (%) after {epochs} epochs",
+        "final": f"{clip} validation {task.monitored.name} (%) after {epochs} epochs",
+        "median5": f"{clip} validation {task.monitored.name} (%), median of the last {MEDIAN_OF} of {epochs} epochs",
+        "test": f"{protocol(config)} {task.scores[0].name} (%) after {epochs} epochs",
     }[study.measure]
 
 
 def summarize(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> Summary:
     """Sort results, by index of their run, into the table's cells."""
     cells: dict[tuple[str, str], list[Result]] = {}
+    task = build_task(runs[0].config)
+    measured = task.scores[0].name if study.measure == "test" else task.monitored.name
     for index, run in enumerate(runs):
-        found = cells.setdefault((row_label(study, run.cell), column_label(study, run.cell)), [])
+        place = row_label(study, run.cell) or measured, column_label(study, run.cell) or measured
+        found = cells.setdefault(place, [])
         if index in results:
             found.append(results[index])
     rows, columns = (list(dict.fromkeys(place[axis] for place in cells)) for axis in (0, 1))
-    return Summary(rows, columns, cells)
+    return Summary(rows, columns, cells, measured)
 
 
 def row_label(study: Study, cell: dict[str, Any]) -> str:
-    """`bn`, or `norm bn` where not all cells have the same rows' keys; of a study with one row, what is measured."""
+    """`bn`, or `norm bn` where not all cells have the same rows' keys; of a study with one row, nothing."""
     named = any(key not in other for other in study.cells() for key in study.rows)
     values = (f"{short(key)} {show(cell[key])}" if named else show(cell[key]) for key in study.rows if key in cell)
-    return ", ".join(values) or measured_name(study)
+    return ", ".join(values)
 
 
 def column_label(study: Study, cell: dict[str, Any]) -> str:
-    """`clips_per_gpu 8`; of a study with one column, what is measured."""
+    """`clips_per_gpu 8`; of a study with one column, nothing."""
     values = (f"{short(key)} {show(cell[key])}" for key in study.columns if key in cell)
-    return ", ".join(values) or measured_name(study)
-
-
-def measured_name(study: Study) -> str:
-    return "top-1" if study.measure == "test" else "error"
+    return ", ".join(values)
 
 
 def table(study: Study, summary: Summary) -> str:
     """Markdown: mean ± standard deviation (n seeds) [the paper's figure]. A single row stands upright."""
-    published = {(row_label(study, cell), column_label(study, cell)): study.published(cell) for cell in study.cells()}
+    published = {
+        (row_label(study, cell) or summary.measured, column_label(study, cell) or summary.measured): value
+        for cell in study.cells()
+        if (value := study.published(cell)) is not None
+    }
     corner = ", ".join(short(key) for key in study.rows)
     lines = [[corner, *summary.columns]]
     for row in summary.rows:
@@ -531,18 +547,22 @@ def rows_csv(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> s
     """A row a finished run: the cell's values, the seed, what was measured, the folder."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([*study.keys, "seed", "final_val_error", "median5_val_error", "test_top1", "folder"])
+    task = build_task(runs[0].config)
+    name = task.monitored.name.lower()
+    measures = [f"final_val_{name}", f"median5_val_{name}", f"test_{task.scores[0].key}"]
+    rows.writerow([*study.keys, "seed", *measures, "folder"])
     for index, result in results.items():
         run = runs[index]
         values = [show(run.cell[key]) if key in run.cell else "" for key in study.keys]
-        measured = [result.final, result.median5, "" if result.test_top1 is None else result.test_top1]
+        measured = [result.final, result.median5, "" if result.test is None else result.test]
         rows.writerow([*values, run.seed, *measured, run.folder])
     return text.getvalue()
 
 
 def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> None:
     """What was measured against the columns (the batch size), a curve a row, bars of one deviation; as Figure 1."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for row in summary.rows:
         spreads = [(x, summary.spread(row, column, study.measure)) for x, column in enumerate(summary.columns)]
         points = [(x, s.mean, s.deviation or 0.0) for x, s in spreads if s is not None]
@@ -552,13 +572,9 @@ def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> Non
     only = short(study.columns[0]) if len(study.columns) == 1 else ""
     labels = [column.removeprefix(f"{only} ") for column in summary.columns]
     axis.set_xticks(range(len(labels)), labels, rotation=0 if only else 30, ha="center" if only else "right")
-    axis.set(xlabel=only, ylabel=f"{measured_name(study)} (%)", xlim=(-0.3, len(labels) - 0.7))
+    axis.set(xlabel=only, ylabel=f"{summary.measured} (%)", xlim=(-0.3, len(labels) - 0.7))
     axis.set_title(measured, fontsize="small")
     axis.grid(alpha=0.3)
     if axis.containers:  # of runs that have ended
         axis.legend()
-    try:
-        with replacing(out, ELSEWHERE) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-    finally:
-        plt.close(figure)
+    write_figure(figure, out, ELSEWHERE)

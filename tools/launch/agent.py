@@ -16,7 +16,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from video_gn.children import Parent, end_with
+from video_gn.files.children import Parent, end_with
 
 MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
 HEAD_SILENCE = 45  # seconds

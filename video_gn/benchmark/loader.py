@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from video_gn.benchmark import others
 from video_gn.benchmark.common import Call, Table, measure
 from video_gn.benchmark.videos import Video, find_videos
+from video_gn.data.augment import Flip
 from video_gn.data.dataset import ClipSpec, TrainClips
 from video_gn.data.lists import Record
 from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
@@ -40,7 +41,8 @@ def rate_of_clips(videos: list[Video], quick: bool, workers: int, device: torch.
 
 def _sizes(quick: bool) -> tuple[ClipSpec, int]:
     """Return what a clip is, and the clips of a micro-batch."""
-    return (ClipSpec(8, 2, 64, (72, 80), 0.5), 2) if quick else (ClipSpec(32, 2, 224, (256, 320), 0.5), 8)
+    sizes = (8, 2, 64, (72, 80)) if quick else (32, 2, 224, (256, 320))
+    return ClipSpec(*sizes, augmentations=(Flip(0.5),)), 2 if quick else 8
 
 
 def _training_clips(files: list[Video], quick: bool, workers: int, device: torch.device) -> DeviceBatches:

@@ -16,9 +16,9 @@ from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips
 from video_gn.data.lists import Record
 from video_gn.data.sampling import uniform_starts
-from video_gn.engine.datasets import memory_format, test_dataset
+from video_gn.engine.datasets import test_dataset
 from video_gn.engine.test import score_video
-from video_gn.models import Network, build_model
+from video_gn.models import Network, build_model, memory_format
 from video_gn.models.inflate import initialize
 from video_gn.models.weights import convert
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
@@ -16,6 +14,8 @@ from video_gn.data import motion
 from video_gn.data.decode import VideoError, open_video
 from video_gn.data.formats import SUFFIXES
 from video_gn.errors import UserError
+from video_gn.files import h264
+from video_gn.files.atomic import replacing
 
 CACHE = Path("data/benchmark")
 GRAIN, DETAIL = (
@@ -74,19 +74,15 @@ def _write(path: Path, seed: int, height: int, width: int, num_frames: int) -> N
     track = motion.draw_track(seed % len(motion.CLASSES), rng, num_frames)
     texture = _texture(rng, side)
     shake = np.cumsum(rng.normal(0, 1, (num_frames, 2)), 0).round().astype(int)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "medium", "crf": "23"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+
+    def draw() -> Iterator[np.ndarray]:
         for index in range(num_frames):
             (image,) = motion.draw_frames(motion.Track(*(values[index : index + 1] for values in track)), look)
             ground = np.roll(texture, shake[index], (0, 1)) + GRAIN * rng.standard_normal((side, side), np.float32)
-            pixels = (image + ground[..., None])[:height, :width].clip(0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 30)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    os.replace(partial, path)
+            yield (image + ground[..., None])[:height, :width].clip(0, 255).astype(np.uint8)
+
+    with replacing(path, durable=False) as partial:
+        h264.encode(partial, draw(), 30, {"preset": "medium", "crf": "23"})
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:

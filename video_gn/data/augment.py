@@ -1,19 +1,24 @@
-"""From uint8 frames to network input: which rectangle of the source a view is, and its resize, flip and normalization.
+"""From uint8 frames to network input: which rectangle of the source a view is, its augmentations and normalization.
 
-The worker draws the rectangles and cuts what they enclose; the arithmetic on pixels runs on the device.
+The worker draws the rectangles and what the augmentations need, and cuts what the rectangles enclose; the arithmetic on
+pixels runs on the device, which no line here waits for.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from video_gn.config import DataConfig
 
 FRAMES_AT_ONCE = 32
 SMALLEST_ASPECT = 3 / 4
@@ -29,7 +34,6 @@ class View:
     box: Box
     height: int
     width: int
-    flip: bool = False
 
 
 def reduction(height: int, width: int, short_side: int) -> int:
@@ -47,24 +51,20 @@ def area_reduction(height: int, width: int, crop: int, area: tuple[float, float]
     return max(1, math.ceil(smallest / crop) - 1)
 
 
-def random_view(
-    height: int, width: int, crop: int, short_side: tuple[int, int], flip: float, rng: np.random.Generator
-) -> View:
-    """Training: short side scaled to a random integer of `short_side`, random crop x crop window, flip by chance.
+def random_view(height: int, width: int, crop: int, short_side: tuple[int, int], rng: np.random.Generator) -> View:
+    """Draw a training view: short side scaled to a random integer of `short_side`, random crop x crop window.
 
-    All ends are included. The window is rounded to whole source pixels.
+    All ends are included. The window is rounded to integer source pixels.
     """
     scale = int(rng.integers(*short_side, endpoint=True)) / min(height, width)
     top = int(rng.integers(0, max(round(height * scale) - crop, 0), endpoint=True))
     left = int(rng.integers(0, max(round(width * scale) - crop, 0), endpoint=True))
     box = _source_box(top, left, crop, crop, scale, height, width)
-    return View(box, crop, crop, flip=bool(rng.random() < flip))
+    return View(box, crop, crop)
 
 
-def random_area_view(
-    height: int, width: int, crop: int, area: tuple[float, float], flip: float, rng: np.random.Generator
-) -> View:
-    """Training on images: a random share `area` of the image, aspect 3/4 to 4/3, as fb.resnet.torch draws it.
+def random_area_view(height: int, width: int, crop: int, area: tuple[float, float], rng: np.random.Generator) -> View:
+    """Draw a view of a random share `area` of the frame, aspect 3/4 to 4/3, as fb.resnet.torch does for images.
 
     Ten tries to fit; then the largest centered square.
     """
@@ -77,48 +77,163 @@ def random_area_view(
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.integers(0, height - h, endpoint=True))
             left = int(rng.integers(0, width - w, endpoint=True))
-            return View((top, left, h, w), crop, crop, flip=bool(rng.random() < flip))
+            return View((top, left, h, w), crop, crop)
     side = min(height, width)
-    box = ((height - side) // 2, (width - side) // 2, side, side)
-    return View(box, crop, crop, flip=bool(rng.random() < flip))
+    return View(((height - side) // 2, (width - side) // 2, side, side), crop, crop)
+
+
+class Augmentation(Protocol):
+    """A random change of a clip's pixels, the same one for all of its frames. A value: compares and pickles."""
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> Any:
+        """Return the parameters for a clip of `size` (height, width): a function of the generator. In the worker."""
+
+    def apply(self, pixels: Tensor, params: Any) -> Tensor:
+        """Return changed pixels: float32 RGB (T, 3, H, W) in [0, 255]; values may leave that range. On the device."""
+
+    def describe(self, params: Any) -> str:
+        """Return what `apply` does in a few words; "" for nothing."""
+
+
+Change = tuple[Augmentation, Any]
+"""An augmentation and the parameters that were drawn for a clip."""
+
+
+def augmentations(data: DataConfig, *, validation: bool = False) -> tuple[Augmentation, ...]:
+    """Return the augmentations of a config's `data` section in the order in which they are drawn and applied.
+
+    A new one is one class, one field of `DataConfig` and one line here, at the end: draws before it stay as they are.
+    `validation`: only what the one validation clip per video has, too, as in Figure 7.
+    """
+    chosen: list[Augmentation] = [Flip(data.flip)]
+    if data.color_jitter or data.lighting:
+        chosen += [ColorJitter(data.color_jitter), Lighting(data.lighting)]
+    if validation:
+        return tuple(chosen)
+    if data.rand_augment is not None:
+        from video_gn.data.rand_augment import RandAugment  # torchvision's transforms import slowly
+
+        chosen.append(RandAugment(*data.rand_augment))
+    if data.random_erasing:
+        chosen.append(RandomErasing(data.random_erasing, data.mean))
+    return tuple(chosen)
+
+
+def draw_changes(chosen: Sequence[Augmentation], rng: np.random.Generator, size: tuple[int, int]) -> tuple[Change, ...]:
+    """Draw the parameters of each augmentation in turn, for a clip of `size` (height, width)."""
+    return tuple((augmentation, augmentation.draw(rng, size)) for augmentation in chosen)
 
 
 @dataclass(frozen=True)
-class Colour:
-    """A change of colour, the same for all frames of a clip (fb.resnet.torch's ColorJitter and Lighting)."""
+class Flip:
+    """Mirror left and right by chance."""
 
-    factors: tuple[tuple[str, float], ...]
-    """brightness, contrast and saturation in the order of their use; 1 changes nothing."""
-    shift: tuple[float, float, float]
-    """Added to RGB in [0, 1]."""
+    probability: float
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> bool:
+        return bool(rng.random() < self.probability)
+
+    def apply(self, pixels: Tensor, params: bool) -> Tensor:
+        return pixels.flip(-1) if params else pixels
+
+    def describe(self, params: bool) -> str:
+        return "flipped" if params else ""
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Multiply brightness, contrast and saturation by factors uniform in 1 +- strength, in random order.
+
+    As fb.resnet.torch's ColorJitter. Contrast is that of all frames together.
+    """
+
+    strength: float
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[tuple[str, float], ...]:
+        names = [("brightness", "contrast", "saturation")[k] for k in rng.permutation(3)]
+        factors = tuple((name, float(rng.uniform(1 - self.strength, 1 + self.strength))) for name in names)
+        return factors if self.strength else ()
+
+    def apply(self, pixels: Tensor, params: tuple[tuple[str, float], ...]) -> Tensor:
+        for name, factor in params:
+            if name == "brightness":
+                pixels = pixels * factor
+            else:
+                red, green, blue = pixels.unbind(1)
+                gray = red * 0.299 + green * 0.587 + blue * 0.114
+                pixels = pixels * factor + (1 - factor) * (gray.mean() if name == "contrast" else gray[:, None])
+        return pixels
+
+    def describe(self, params: tuple[tuple[str, float], ...]) -> str:
+        return "colors changed" if params else ""
 
 
 # Principal components of ImageNet's RGB values: standard deviations, and the axes as columns (fb.resnet.torch).
 LIGHTING_STD = np.array([0.2175, 0.0188, 0.0045])
 LIGHTING_AXES = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-GRAY = (0.299, 0.587, 0.114)
 
 
-def random_colour(jitter: float, lighting: float, rng: np.random.Generator) -> Colour | None:
-    """Factors uniform in 1 +- jitter, in random order, and a shift of `lighting` times the principal deviations."""
-    if not jitter and not lighting:
+@dataclass(frozen=True)
+class Lighting:
+    """Add a color drawn along the principal axes of ImageNet's colors, as fb.resnet.torch's Lighting."""
+
+    strength: float
+    """Standard deviation, in those of ImageNet."""
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[float, float, float]:
+        """Return the color, RGB of [0, 1]."""
+        red, green, blue = LIGHTING_AXES @ (rng.normal(0, 1, 3) * self.strength * LIGHTING_STD)
+        return float(red), float(green), float(blue)
+
+    def apply(self, pixels: Tensor, params: tuple[float, float, float]) -> Tensor:
+        if not any(params):
+            return pixels
+        channels = zip(pixels.unbind(1), params, strict=True)
+        return torch.stack([channel + 255 * shift for channel, shift in channels], 1)
+
+    def describe(self, params: tuple[float, float, float]) -> str:
+        return "colors changed" if any(params) else ""
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Cover a random rectangle with one color by chance (Zhong et al. 2020), the same one in all frames.
+
+    The rectangle is drawn as torchvision's RandomErasing draws it.
+    """
+
+    probability: float
+    color: tuple[float, float, float]
+    """RGB of [0, 1]: the data's mean, which is 0 to the network."""
+    area: tuple[float, float] = (0.02, 0.33)
+    """Smallest and largest share of the frame."""
+    aspect: tuple[float, float] = (0.3, 3.3)
+    """Smallest and largest height / width."""
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> Box | None:
+        """Return the rectangle; None by chance, or where none fits in ten tries."""
+        if rng.random() >= self.probability:
+            return None
+        for _ in range(10):
+            area = rng.uniform(*self.area) * size[0] * size[1]
+            aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < height < size[0] and 0 < width < size[1]:
+                top = int(rng.integers(0, size[0] - height, endpoint=True))
+                left = int(rng.integers(0, size[1] - width, endpoint=True))
+                return top, left, height, width
         return None
-    names = [("brightness", "contrast", "saturation")[k] for k in rng.permutation(3)]
-    factors = tuple((name, float(rng.uniform(1 - jitter, 1 + jitter))) for name in names)
-    red, green, blue = LIGHTING_AXES @ (rng.normal(0, 1, 3) * lighting * LIGHTING_STD)
-    return Colour(factors if jitter else (), (float(red), float(green), float(blue)))
 
+    def apply(self, pixels: Tensor, params: Box | None) -> Tensor:
+        if params is None:
+            return pixels
+        top, left, height, width = params
+        pixels = pixels.clone()
+        pixels[..., top : top + height, left : left + width] = _rgb(self.color, pixels.device)
+        return pixels
 
-def change_colour(frames: Tensor, colour: Colour) -> Tensor:
-    """Apply to RGB in [0, 255], float (..., 3); values may leave that range, as in fb.resnet.torch."""
-    for name, factor in colour.factors:
-        if name == "brightness":
-            frames = frames * factor
-        else:
-            gray = frames @ torch.tensor(GRAY, device=frames.device)
-            towards = gray.mean() if name == "contrast" else gray[..., None]
-            frames = frames * factor + (1 - factor) * towards
-    return frames + 255 * torch.tensor(colour.shift, device=frames.device)
+    def describe(self, params: Box | None) -> str:
+        return f"{params[3]} x {params[2]} px erased" if params else ""
 
 
 def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -> list[View]:
@@ -166,23 +281,35 @@ def render(
     views: Sequence[View],
     mean: Sequence[float],
     std: Sequence[float],
-    colour: Colour | None = None,
+    changes: Sequence[Change] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Resize, flip, change colour and normalize.
+    """Resize, augment and normalize.
 
     Args:
         frames: uint8 (U, h, w, 3) RGB, on any device.
         views: V views of one output size, boxes relative to `frames`.
         mean, std: of RGB in [0, 1].
-        colour: a change of colour, after the resize.
+        changes: drawn augmentations, applied in order after the resize.
         dtype: of the result (the arithmetic is float32).
 
     Returns:
         (V, U, height, width, 3) of `dtype`.
     """
-    rgb = _rgb(tuple(mean), frames.device), _rgb(tuple(std), frames.device)
-    return torch.stack([_render_view(frames, view, *rgb, colour, dtype) for view in views])
+    center, deviation = (_rgb(tuple(values), frames.device) for values in (mean, std))
+    size = views[0].height, views[0].width
+    rendered = torch.empty(len(views), len(frames), *size, 3, dtype=dtype, device=frames.device)
+    for view, out in zip(views, rendered, strict=True):
+        # A few frames at a time: in float32 they are large at the source's size.
+        parts: Iterable[Tensor] = (_resized(part, view) for part in frames.split(FRAMES_AT_ONCE))
+        if changes:  # which are of the clip, not of a part of it
+            pixels = torch.cat(list(parts)) if len(frames) > FRAMES_AT_ONCE else next(iter(parts))
+            for augmentation, params in changes:
+                pixels = augmentation.apply(pixels, params)
+            parts = pixels.split(FRAMES_AT_ONCE)
+        for part, target in zip(parts, out.split(FRAMES_AT_ONCE), strict=True):
+            target.copy_(((part - center) / deviation).permute(0, 2, 3, 1))
+    return rendered
 
 
 def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
@@ -190,29 +317,21 @@ def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
     return frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
-def _render_view(
-    frames: Tensor, view: View, mean: Tensor, std: Tensor, colour: Colour | None, dtype: torch.dtype
-) -> Tensor:
-    """(U, height, width, 3), a few frames at a time: in float they are large at the source's size."""
+def _resized(frames: Tensor, view: View) -> Tensor:
+    """uint8 (U, h, w, 3) -> float32 (U, 3, height, width) in [0, 255]."""
     top, left, height, width = view.box
-    done = []
-    for part in frames[:, top : top + height, left : left + width].split(FRAMES_AT_ONCE):
-        pixels = part.permute(0, 3, 1, 2).float()
-        if (height, width) != (view.height, view.width):
-            pixels = F.interpolate(pixels, (view.height, view.width), mode="bilinear", antialias=True)
-        if view.flip:
-            pixels = pixels.flip(-1)
-        pixels = pixels.permute(0, 2, 3, 1)
-        if colour is not None:
-            pixels = change_colour(pixels, colour)
-        done.append(((pixels - mean) / std).to(dtype))
-    return torch.cat(done)
+    pixels = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    # In one step: a float tensor in the frames' own layout would be copied once more to be scaled.
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    if (height, width) == (view.height, view.width):
+        return pixels
+    return F.interpolate(pixels, (view.height, view.width), mode="bilinear", antialias=True)
 
 
 @functools.lru_cache(maxsize=64)
 def _rgb(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """RGB in [0, 1] as a tensor of [0, 255]; kept, since copying it to a GPU waits for the GPU."""
-    return torch.tensor(values, device=device) * 255
+    """Return RGB in [0, 1] as (3, 1, 1) in [0, 255]; kept, since copying it to a GPU waits for the GPU."""
+    return torch.tensor(values, device=device)[:, None, None] * 255
 
 
 def _source_box(top: int, left: int, height: int, width: int, scale: float, full_height: int, full_width: int) -> Box:

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from video_gn.data.augment import (
+    Augmentation,
     Box,
-    Colour,
+    Change,
     View,
     area_reduction,
     cut,
+    draw_changes,
     eval_views,
     random_area_view,
-    random_colour,
     random_view,
     reduction,
     scaled,
@@ -32,8 +33,9 @@ from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_v
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
 from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
+from video_gn.data.targets import Target
 
-TRAIN, VAL, ORDER, DROPOUT = range(4)  # streams of random numbers, so that no two draws share a key
+TRAIN, VAL, ORDER, DROPOUT, MIXING = range(5)  # streams of random numbers, so that no two draws share a key
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Clips:
 
     index: int
     """Of the video in its list."""
-    label: int
+    target: Target
     frames: Tensor
     """uint8 (U, h, w, 3) RGB: each wanted frame once, cut to what the views enclose."""
     clip_indices: np.ndarray
@@ -50,7 +52,8 @@ class Clips:
     views: list[View]
     unreadable: tuple[VideoError, ...] = field(default=())
     """Videos that could not be read on the way; `frames` is empty when none could."""
-    colour: Colour | None = None
+    changes: tuple[Change, ...] = ()
+    """Augmentations, as drawn for these clips."""
 
     def pin_memory(self) -> Clips:
         """Called by the DataLoader: page-locked frames, for an asynchronous copy to the GPU."""
@@ -65,10 +68,8 @@ class ClipSpec:
     stride: int
     crop: int
     short_side: tuple[int, int]
-    flip: float
+    augmentations: tuple[Augmentation, ...] = ()
     area: tuple[float, float] | None = None
-    colour_jitter: float = 0.0
-    lighting: float = 0.0
 
 
 class _Videos(Dataset[Clips]):
@@ -127,22 +128,22 @@ class _Videos(Dataset[Clips]):
         chosen = [drawn[number] for number in numbers]
         wanted = np.unique([indices for indices, _, _ in chosen])
         frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
-        label = self.records[index].label
+        target = self.records[index].target
         return [
-            Clips(index, label, *_part(frames.numpy(), wanted, indices, view), colour=colour)
-            for (indices, _, colour), view in zip(chosen, views, strict=True)
+            Clips(index, target, *_part(frames.numpy(), wanted, indices, view), changes=changes)
+            for (indices, _, changes), view in zip(chosen, views, strict=True)
         ]
 
-    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, Colour | None]:
-        """Frames, view and change of colour of a random clip."""
+    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, tuple[Change, ...]]:
+        """Draw frames, view and augmentations of a random clip."""
         spec = self.spec
         start = random_start(video.num_frames, spec.frames, spec.stride, rng)
         if spec.area is None:
-            view = random_view(video.height, video.width, spec.crop, spec.short_side, spec.flip, rng)
+            view = random_view(video.height, video.width, spec.crop, spec.short_side, rng)
         else:
-            view = random_area_view(video.height, video.width, spec.crop, spec.area, spec.flip, rng)
-        colour = random_colour(spec.colour_jitter, spec.lighting, rng)
-        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, colour
+            view = random_area_view(video.height, video.width, spec.crop, spec.area, rng)
+        changes = draw_changes(spec.augmentations, rng, (view.height, view.width))
+        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, changes
 
     def _reduction(self, video: VideoReader) -> int:
         """Of the frames in training: for the largest scale that may be drawn, so that all clips of a video share it."""
@@ -155,7 +156,7 @@ class _Videos(Dataset[Clips]):
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         no_clips = np.empty((0, self.spec.frames), dtype=np.int64)
-        return Clips(index, self.records[index].label, empty, no_clips, [], tuple(errors))
+        return Clips(index, self.records[index].target, empty, no_clips, [], tuple(errors))
 
 
 class TrainClips(_Videos):
@@ -165,7 +166,7 @@ class TrainClips(_Videos):
     through one order of the N videos, of which epoch e takes part e mod k of k equal parts. So k epochs of M <= N
     positions (k divides M) meet M videos, each once and in k clips; the next k epochs leave out another N - M.
 
-    Start, scale, crop, flip and colour are drawn for each clip anew, as a function of (seed, e // k, video index, clip
+    Start, scale, crop and augmentations are drawn for each clip anew, as a function of (seed, e // k, video index, clip
     number) only, so another number of ranks or workers sees the same clips. A clip whose frames prove the video's
     number of frames wrong is drawn again, from the same key and the right number. An unreadable video's slot, with all
     its clips, goes to the next video in the order; after more than `max_unreadable` in a row the clips are empty.
@@ -254,7 +255,7 @@ class TestClips(_Videos):
                 clips = read_uniform_clips(video, self.clips, self.clip_starts, self.spec, self.views, self.short_side)
         except VideoError as error:
             return self._nothing(index, [error])
-        return replace(clips, index=index, label=self.records[index].label)
+        return replace(clips, index=index, target=self.records[index].target)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
@@ -286,7 +287,7 @@ def read_clips(
     """Clips from these frames on, in all evaluation views of a kind, from one decode.
 
     Returns:
-        The clips, of no list (index and label 0), and the rectangle of the source frame that their views enclose.
+        The clips, of no list (index and target 0), and the rectangle of the source frame that their views enclose.
 
     Raises:
         VideoError: a frame cannot be read.

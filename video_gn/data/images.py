@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the name says: other
 
 
 def read_image_folder(path: str, root: str, num_classes: int, trained: Sequence[str] | None = None) -> list[Record]:
-    """Records of a tree CLASS/IMAGE, as torchvision's ImageFolder orders it: labels by the sorted names of the classes.
+    """Return the records of a tree CLASS/IMAGE in ImageFolder's order: labels by the sorted names of the classes.
 
     Args:
         path: the tree, tried as given and then under `root`. Records' paths begin with it.
@@ -53,7 +53,7 @@ def read_image_folder(path: str, root: str, num_classes: int, trained: Sequence[
 
 
 def image_classes(path: str, root: str) -> list[str]:
-    """The names of a tree's class folders, by label. Raises UserError where there is no folder or none in it."""
+    """Return the names of a tree's class folders, by label. Raises UserError where there is no folder or none in it."""
     from torchvision.datasets.folder import find_classes
 
     folder = _folder(path, root)

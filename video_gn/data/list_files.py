@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from video_gn.errors import UserError
+from video_gn.files.atomic import write_text
 
+ELSEWHERE = "give another --out"
 RECORD = ".make_lists.json"
 """File beside the lists with the SHA-256 of each as it was written: what differs from it is not this program's."""
 
@@ -64,7 +66,7 @@ def write_files(out: Path, texts: Mapping[str, str]) -> list[str]:
             if text:
                 if there and not ours and (kept := _keep(file, text)):
                     notes.append(f"{file} was not written by this program, or was changed since: kept as {kept}")
-                _replace(file, text)
+                write_text(file, text, ELSEWHERE, durable=False)
                 record[name] = hashlib.sha256(text.encode()).hexdigest()
                 written.append(str(file))
             elif ours:
@@ -72,9 +74,9 @@ def write_files(out: Path, texts: Mapping[str, str]) -> list[str]:
                 notes.append(f"removed {file}, of an earlier run: it would be empty now")
             elif there:
                 notes.append(f"{file} stays: it is not of this run, and not as this program would have written it")
-        _replace(out / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+        write_text(out / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n", ELSEWHERE, durable=False)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror}; give another --out") from None
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror}; {ELSEWHERE}") from None
     return [*notes, f"wrote {', '.join(written)}"]
 
 
@@ -109,14 +111,3 @@ def _keep(file: Path, text: str) -> Path | None:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise

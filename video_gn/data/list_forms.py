@@ -13,7 +13,9 @@ from urllib.parse import unquote
 from video_gn.data.formats import IMAGE_SUFFIXES, SUFFIXES
 
 LABEL_FIRST = re.compile(r"(\d+)[ \t]*[ \t,;][ \t]*(.*[^ \t,;\d\"'].*)")
-SEMICOLON = re.compile(r"(.*[^ \t;])[ \t]*;[ \t]*(\d+)")
+SEMICOLON = re.compile(
+    r"(?!.*[ \t,]\"?-?\d[\d.]*[ \t]*;[\d.; \t]*$)(.*[^ \t;])[ \t]*;[ \t]*(\d+)"
+)  # and no labels 3;17
 QUOTED_LINE = re.compile(r'"([^"]*[^" \t,;])[ \t]*[ \t,;][ \t]*(\d+)"')
 ENDS_IN_LABEL = re.compile(r"[ \t,;]-?\d+$")
 MORE_NUMBERS = re.compile(r"""([ \t,;]+["']?-?\d+(\.\d+)?["']?)+$""")
@@ -98,7 +100,8 @@ def _what_is_there(path: str, root: str) -> tuple[list[str], str] | None:
 def _repairs(path: str, root: str) -> Iterator[tuple[str, str]]:
     """Yield what may be wrong with a path, and the path without it."""
     yield (
-        "a number more stands between path and label (a number of frames, or a second label: a video has one label)",
+        "a number more stands between path and label (a number of frames, or a second label: with task: multilabel, "
+        "labels are joined by `;`)",
         MORE_NUMBERS.sub("", path),
     )
     yield "a number stands before the path (an index column; pandas: to_csv(..., index=False))", INDEX.sub("", path, 1)

@@ -1,10 +1,12 @@
-"""Read and check a data list: one video a line, ``path label``.
+"""Read and check a data list: one video per line, ``path label``, or ``path,3;17`` with any number of labels.
 
 The label is what follows the last separator, so a path may contain spaces, commas and any letter; the
 separator is a run of spaces or tabs, or a comma with or without blanks around it. A path in double quotes is
-read as in csv: without them, a doubled quote inside is one; a label may be in double quotes, too. UTF-8 with or
-without a byte order mark, LF or CRLF. Empty lines and lines that start with ``#`` are skipped, and so is a header
-whose last column is ``label``. Lists in other programs' forms are refused, with the form's name (`list_forms`).
+read as in csv: without them, a doubled quote inside is one; a label may be in double quotes, too. Where a video may
+have no label, its line ends in a comma, in the quotes around its path, or is a path without blanks and commas. UTF-8
+with or without a byte order mark, LF or CRLF. Empty lines and lines that start with ``#`` are skipped, and so is a
+header whose last column is ``label`` or ``labels``. Lists in other programs' forms are refused, with the form's name
+(`list_forms`).
 
 Kinetics' official csv is known by its header ``label,youtube_id,time_start,time_end,split[,is_cc]``, in any
 order: its videos are ``ID_START_END.mp4`` right below the root, its labels names of classes (or numbers). For
@@ -21,18 +23,22 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from video_gn.children import call_in_child
 from video_gn.console import say
 from video_gn.data import list_forms, stores
+from video_gn.data.targets import SEPARATOR, BadTarget, Target, parse_one, text_of
 from video_gn.errors import UserError
+from video_gn.files.children import call_in_child
 
 BLANKS = " \t"  # the separators beside the comma; every other character may stand in a path
 INTEGER = re.compile(r"-?[0-9]{1,18}")
-QUOTED_INTEGER = re.compile(r'"(-?[0-9]{1,18})"')
+LABELS = re.compile(r'("?)[-0-9;]*\1')
+JOINED = re.compile(r"(?:(?<=[ \t,\"])|^)-?[0-9]+(?:[ \t]*;[ \t]*-?[0-9]+)+(?=\"?$)")
+HEADERS = ("label", "labels")
 QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"(?!")(.*)', re.DOTALL)
 AFTER_QUOTED = re.compile(r"(?:[ \t]*,[ \t]*|[ \t]+)([^ \t,]+)")
 KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
@@ -49,8 +55,8 @@ class Record:
 
     path: str
     """As the list names it, with forward slashes; this is what score files print."""
-    label: int
-    """0 <= label < num_classes."""
+    target: Target
+    """What the line says of the video."""
     line: int = field(default=0, compare=False)
     """Its number in the list, from 1; 0 where there is no list."""
 
@@ -76,18 +82,21 @@ def read_list(
     class_names: list[str] | None = None,
     *,
     absolute_paths: bool = False,
+    parse: Callable[[str], Target] | None = None,
 ) -> list[Record]:
-    """The records of a list in the order of its lines; see the module's text for the format.
+    """Return the records of a list in the order of its lines; see the module's text for the format.
 
     Args:
         class_names: by label; what Kinetics' official csv needs and no other list.
         absolute_paths: whether entries may lie outside of ``root``: be absolute, or URLs, or lead out of it by ``..``.
+        parse: reads what follows a path, as a task does; without it, that is one label. Raises BadTarget.
 
     Raises:
         UserError: a missing, empty or non-UTF-8 file, Kinetics' csv without ``class_names``; or all of its bad lines:
-            without a label, with a label that is not an integer in [0, num_classes) or (Kinetics) a class name,
-            with an unbalanced quote, with a path that appears twice or leaves ``root``.
+            with a target that cannot be read, such as a label that is not an integer in [0, num_classes) or (Kinetics)
+            a class name, with an unbalanced quote, with a path that appears twice or leaves ``root``.
     """
+    parse = parse or partial(parse_one, num_classes=num_classes)
     file = find_list(list_path, root)
     numbered = enumerate((raw.strip(BLANKS) for raw in _read_lines(file)), start=1)
     lines = [(number, line) for number, line in numbered if line and line[0] != "#"]
@@ -98,18 +107,21 @@ def read_list(
             raise UserError(f"{file} is a csv of Kinetics, with names for labels; set data.class_names to their file")
         fields = _kinetics_fields(columns, class_names)
         lines = lines[1:]
-    elif len(columns) > 1 and columns[-1] == "label":
+    elif len(columns) > 1 and columns[-1] in HEADERS:
         lines = lines[1:]
-    records = _records(file, lines, fields, num_classes, None if absolute_paths else root)
+    records = _records(file, lines, fields, parse, num_classes, None if absolute_paths else root)
     if not records:
-        raise UserError(f"{file} lists no video; write one a line, as `path label`")
+        raise UserError(f"{file} lists no video; write one per line, as `path label`")
     return records
 
 
-def format_line(path: str, label: int) -> str:
-    """Return the line of a list that `read_list` reads as this path and label; the path has no line break."""
-    quoted = '"' + path.replace('"', '""') + '"' if path != path.strip(BLANKS) or path[0] in '#"' else path
-    return f"{quoted} {label}"
+def format_line(path: str, target: Target) -> str:
+    """Return the line of a list that `read_list` reads as this path and target; the path has no line break."""
+    text = text_of(target)
+    bare = path == path.strip(BLANKS) and path[0] not in '#"' and path[-1] not in ",;"
+    bare = bare and bool(text or not list_forms.ENDS_IN_LABEL.search(path))
+    quoted = path if bare else '"' + path.replace('"', '""') + '"'
+    return f"{quoted} {text}" if text else f"{quoted},"
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -187,7 +199,7 @@ def _remedy(missing: list[Record], root: str, list_path: str) -> str:
     if forms[0] is None or None in forms:
         return general
     form, instead = forms[0]
-    return f"{form}; write `{format_line(instead, some[0].label)}` in line {some[0].line}, and the others alike"
+    return f"{form}; write `{format_line(instead, some[0].target)}` in line {some[0].line}, and the others alike"
 
 
 def _missing(records: list[Record], root: str) -> list[Record]:
@@ -236,6 +248,7 @@ def _records(
     file: Path,
     lines: list[tuple[int, str]],
     fields: Callable[[str], tuple[str, str]],
+    parse: Callable[[str], Target],
     num_classes: int,
     root: str | None,
 ) -> list[Record]:
@@ -246,17 +259,20 @@ def _records(
     for number, line in lines:
         try:
             path, text = fields(line)
-            if not path or not text:
+            if not path:
                 raise _BadLine("a path and a label are needed; write `path label`")
-            label = _label(text, num_classes)
+            target = parse(text)
             if root is not None and _leaves(path, root):
                 raise _BadLine("the path leaves data.root; write it relative to that, or set data.absolute_paths=true")
             earlier = first_seen.setdefault(path, number)
             if earlier != number:
                 raise _BadLine(f"the path already stands in line {earlier}; remove one of the two")
-            records.append(Record(path, label, number))
-        except _BadLine as fault:
-            faults.append(f"line {number} ({line[:60]!r}): {fault}")
+            records.append(Record(path, target, number))
+        except (_BadLine, BadTarget) as fault:
+            found = f"line {number} ({line[:60]!r}): {fault}"
+            if isinstance(fault, BadTarget) and fault.of_list:
+                raise UserError(f"{file}, {found}") from None
+            faults.append(found)
     if faults:
         if form := list_forms.form_of_lines([line for _, line in lines]):
             name, first, instead = form
@@ -272,9 +288,10 @@ def _records(
 
 
 def _integers(lines: list[tuple[int, str]], fields: Callable[[str], tuple[str, str]]) -> list[int]:
-    """Return the labels of the lines; none where one is not an integer."""
+    """Return the labels of all lines; none where one is not an integer."""
     try:
-        return [int(QUOTED_INTEGER.sub(r"\1", fields(line)[1])) for _, line in lines]
+        texts = [fields(line)[1] for _, line in lines]
+        return [int(label) for text in texts if text for label in text.split(SEPARATOR)]
     except (_BadLine, ValueError):
         return []
 
@@ -285,14 +302,19 @@ def _columns(header: str) -> list[str]:
 
 
 def _fields(line: str) -> tuple[str, str]:
-    """A line without blanks at its ends -> path and label text."""
+    """A line without blanks at its ends -> path and the text of its target, which may be empty."""
+    line = JOINED.sub(lambda labels: labels[0].replace(" ", "").replace("\t", ""), line)
     if line[0] == '"':
         return _quoted_fields(line)
     cut = line.replace(",", " ").replace("\t", " ").rfind(" ")
     path, text = line[: max(cut, 0)].rstrip(BLANKS), line[cut + 1 :]
     if line[cut] != "," and path.endswith(","):  # "path, label"
         path = path[:-1].rstrip(BLANKS)
-    return path, text
+    if cut < 0 and not LABELS.fullmatch(text) and not list_forms.SEMICOLON.fullmatch(text):  # a path only
+        return text, ""
+    if not text and list_forms.ENDS_IN_LABEL.search(path):
+        raise _BadLine('a comma follows the label; remove it, or put the path in quotes: `"path",`')
+    return path, _unquoted(text)
 
 
 def _quoted_fields(line: str) -> tuple[str, str]:
@@ -303,7 +325,12 @@ def _quoted_fields(line: str) -> tuple[str, str]:
     after = AFTER_QUOTED.fullmatch(rest)
     if rest.strip(", \t") and after is None:
         raise _BadLine(f'{rest[:20]!r} follows the quoted path; write `"path" label`, a quote inside the path twice')
-    return path, after[1] if after else ""
+    return path, _unquoted(after[1]) if after else ""
+
+
+def _unquoted(text: str) -> str:
+    """Labels without the double quotes around them; other text as it is."""
+    return text.strip('"') if LABELS.fullmatch(text) and len(text) != 1 else text
 
 
 def _kinetics_fields(columns: list[str], class_names: list[str]) -> Callable[[str], tuple[str, str]]:
@@ -338,13 +365,3 @@ def _leaves(path: str, root: str) -> bool:
         return False
     top = os.path.abspath(root).rstrip("/") + "/"
     return not f"{os.path.normpath(os.path.join(top, path))}/".startswith(top)
-
-
-def _label(text: str, num_classes: int) -> int:
-    text = QUOTED_INTEGER.sub(r"\1", text)
-    if not INTEGER.fullmatch(text):
-        raise _BadLine(f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #")
-    label = int(text)
-    if not 0 <= label < num_classes:
-        raise _BadLine(f"the label {label} is outside 0 to {num_classes - 1}; correct it or set model.num_classes")
-    return label

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from video_gn import limits
-from video_gn.children import Parent, end_with, kill
 from video_gn.console import say
 from video_gn.data.augment import gather_clips, render
 from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.errors import UserError
+from video_gn.files.children import Parent, end_with, kill
 
 LONGEST_PATH = 4096  # bytes; PATH_MAX of Linux
 LONGEST_MESSAGE = 4096  # bytes
@@ -418,12 +418,12 @@ class DeviceBatches:
     def _assemble(self, items: list[Clips]) -> Batch:
         read = [item for item in items if item.views]
         clips = [self._clips(item) for item in read]
-        targets = self.collate([item.label for item in read]).to(self.device, non_blocking=True)
+        targets = self.collate([item.target for item in read]).to(self.device, non_blocking=True)
         return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), targets, items)
 
     def _clips(self, item: Clips) -> Tensor:
         frames = render(
-            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.colour, self.dtype
+            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.changes, self.dtype
         )
         clips = gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
         return clips if self.dims == 3 else clips.squeeze(2)

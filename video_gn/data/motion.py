@@ -5,11 +5,15 @@ classes share all draws but the motion, and every motion keeps position, angle a
 is distributed alike in every class: `render(label, seed)[0]` does not even depend on the label. A horizontal
 flip turns a video into another one of its class.
 
+With two shapes, a video has two of the ten motions, each of a shape of its own that is smaller, so that both are seen:
+two labels hold at once.
+
 Lengths are in 64ths of the frame's side (pixels at size 64), angles in radians, times in frames.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -17,17 +21,17 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from tqdm import tqdm
 
-from video_gn.children import Parent, end_with
+from video_gn.data.lists import format_line
 from video_gn.errors import UserError
+from video_gn.files import h264
 from video_gn.files.atomic import make_folder, replacing, write_text
+from video_gn.files.children import Parent, end_with
 
 ELSEWHERE = "set data.root to another folder"
 CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle", "bob", "sway")
@@ -35,6 +39,8 @@ CLASSES = ("up", "down", "sideways", "still", "spin", "grow", "shrink", "circle"
 RENDERER = 1  # to be raised by every change that alters a pixel
 SIDE = 64.0
 RADIUS = (9.0, 19.0)  # half the length of a shape
+PAIR_SCALE = 0.7  # of the radius of each of two shapes
+PAIRS = tuple(itertools.combinations(range(len(CLASSES)), 2))
 
 # A shape is a union of boxes (centre x, centre y, half width, half height) in units of its radius. None looks
 # the same after less than half a turn, so that spin shows.
@@ -47,7 +53,7 @@ SHAPES = (
 )
 
 
-Job = tuple[Path, int, int, int, int]  # file, label, seed, num_frames, size
+Job = tuple[Path, tuple[int, ...], int, int, int]  # file, labels, seed, num_frames, size
 
 
 class Track(NamedTuple):
@@ -117,7 +123,12 @@ def draw_look(rng: np.random.Generator, size: int) -> Look:
 
 def draw_frames(track: Track, look: Look) -> np.ndarray:
     """Renders a track: uint8 (num_frames, size, size, 3), on the torus, without motion blur."""
-    size = len(look.ground)
+    return _as_pixels(_draw_shape(look.ground.astype(np.float32), track, look))
+
+
+def _draw_shape(frames: np.ndarray, track: Track, look: Look) -> np.ndarray:
+    """Draws a moving shape over frames in [0, 1], float32 ([num_frames,] size, size, 3)."""
+    size = frames.shape[-2]
     unit = size / SIDE
     x, y, angle, radius = (values.astype(np.float32)[:, None, None] for values in track)
     pixel = np.arange(size, dtype=np.float32)
@@ -133,8 +144,11 @@ def draw_frames(track: Track, look: Look) -> np.ndarray:
     (fu, gu), (fv, gv), (f, g) = look.waves.astype(np.float32).T
     texture = np.sin(fu * u + fv * v + f) + np.sin(gu * u + gv * v + g)
     colour = look.colour.astype(np.float32) + 0.06 * texture[..., None]
-    ground = look.ground.astype(np.float32)
-    frames: np.ndarray = np.clip(ground + inside[..., None] * (colour - ground), 0, 1)
+    drawn: np.ndarray = np.clip(frames + inside[..., None] * (colour - frames), 0, 1)
+    return drawn
+
+
+def _as_pixels(frames: np.ndarray) -> np.ndarray:
     return (255 * frames + 0.5).astype(np.uint8)
 
 
@@ -144,29 +158,29 @@ def render(label: int, seed: int, *, num_frames: int = 48, size: int = 64) -> np
     return draw_frames(draw_track(label, track, num_frames), draw_look(look, size))
 
 
+def render_pair(labels: tuple[int, int], seed: int, *, num_frames: int = 48, size: int = 64) -> np.ndarray:
+    """Render a video of two shapes, the one of class `labels[1]` in front, a pure function; as `render`.
+
+    The ground is that of the first shape. What is drawn at random does not depend on the labels.
+    """
+    children = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
+    looks = [draw_look(children[0], size), draw_look(children[2], size)]
+    tracks = [draw_track(label, rng, num_frames) for label, rng in zip(labels, children[1::2], strict=True)]
+    frames = looks[0].ground.astype(np.float32)
+    for track, look in zip(tracks, looks, strict=True):
+        frames = _draw_shape(frames, track._replace(radius=PAIR_SCALE * track.radius), look)
+    return _as_pixels(frames)
+
+
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) -> None:
     """Writes uint8 (T, H, W, 3) RGB frames, H and W even, as H.264 MP4; `path` appears when it is complete.
 
     Raises UserError where FFmpeg has no libx264.
     """
-    try:
-        av.Codec("libx264", "w")
-    except av.codec.codec.UnknownCodecError:
-        raise UserError(
-            "PyAV's FFmpeg has no libx264 to write H.264 with: install PyAV's own build (pip install av)."
-        ) from None
-    with replacing(path, ELSEWHERE, durable=False) as partial, av.open(str(partial), "w", format="mp4") as container:
-        # With its macroblock tree, x264 writes frames this small differently each time.
-        options = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for index, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    # With its macroblock tree, x264 writes frames this small differently each time.
+    x264 = {"crf": "18", "preset": "veryfast", "g": "12", "mbtree": "0"}
+    with replacing(path, ELSEWHERE, durable=False) as partial:
+        h264.encode(partial, frames, fps, x264, threads=1)
 
 
 def write_dataset(
@@ -177,31 +191,36 @@ def write_dataset(
     num_frames: int = 48,
     size: int = 64,
     seed: int = 0,
+    shapes: int = 1,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
     """Writes `folder`/{train,val}/CLASS/INDEX.mp4, {train,val}.csv, classes.txt and, last, motion.json.
 
     A complete folder of the same parameters is reused, an interrupted one continued. A video depends on
-    (seed, split, index, num_frames, size) alone, so more videos leave the first ones as they are.
+    (seed, split, index, num_frames, size, shapes) alone, so more videos leave the first ones as they are.
 
     Args:
         train_videos, val_videos: numbers of videos; each class gets the same number, within one.
         num_frames, size: frames of a video, and their side in pixels (even, at least 32).
+        shapes: with 2, each video has two shapes with two motions, and its folder and its line in the list name both;
+            each of the 45 pairs of classes gets the same number of videos, within one.
         workers: processes; None is one per core, at most 8; 1 stays in this process.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
         UserError: a parameter is out of range, the folder holds other data, or FFmpeg has no libx264.
     """
-    if min(train_videos, val_videos, num_frames) < 1 or size < 32 or size % 2 or seed < 0:
+    if min(train_videos, val_videos, num_frames) < 1 or size < 32 or size % 2 or seed < 0 or shapes not in (1, 2):
         raise UserError(
-            f"Got train_videos={train_videos}, val_videos={val_videos}, num_frames={num_frames}, "
-            f"size={size}, seed={seed}: use at least one of each, an even size from 32 and a seed from 0."
+            f"Got train_videos={train_videos}, val_videos={val_videos}, num_frames={num_frames}, size={size}, "
+            f"seed={seed}, shapes={shapes}: use 1 or more, an even size from 32, a seed from 0, 1 or 2 shapes"
         )
     folder = Path(folder)
     counts = {"train_videos": train_videos, "val_videos": val_videos}
     parameters = {"renderer": RENDERER, **counts, "num_frames": num_frames, "size": size, "seed": seed}
+    if shapes != 1:
+        parameters["shapes"] = shapes
     complete, begun = folder / "motion.json", folder / "motion.partial.json"
     _check_folder(folder, parameters)
     if complete.exists():
@@ -211,15 +230,15 @@ def write_dataset(
     record = json.dumps(parameters, indent=2) + "\n"
     write_text(begun, record, ELSEWHERE)  # an interrupted folder says what it holds
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES), ELSEWHERE)
-    jobs = []
+    jobs: list[Job] = []
     for split, (name, videos) in enumerate((("train", train_videos), ("val", val_videos))):
         lines = []
         for index in range(videos):
-            label = index % len(CLASSES)
-            entry = f"{name}/{CLASSES[label]}/{index:05d}.mp4"
-            lines.append(f"{entry} {label}\n")
+            labels = (index % len(CLASSES),) if shapes == 1 else PAIRS[index % len(PAIRS)]
+            entry = f"{name}/{'_'.join(CLASSES[label] for label in labels)}/{index:05d}.mp4"
+            lines.append(f"{format_line(entry, labels)}\n")
             video_seed = np.random.SeedSequence(seed, spawn_key=(split, index)).generate_state(1, np.uint64)
-            jobs.append((folder / entry, label, int(video_seed[0]), num_frames, size))
+            jobs.append((folder / entry, labels, int(video_seed[0]), num_frames, size))
         write_text(folder / f"{name}.csv", "".join(lines), ELSEWHERE)
 
     jobs = [job for job in jobs if not job[0].exists()]
@@ -238,8 +257,8 @@ def _check_folder(folder: Path, parameters: dict[str, int]) -> None:
             if (folder / name).exists():
                 raise UserError(f"{folder} holds another data set's {name}: name a new folder.")
         return
-    found = json.loads(records[0].read_text())
-    if differences := [f"{k} is {found.get(k)}, not {v}" for k, v in parameters.items() if found.get(k) != v]:
+    found, wanted = {"shapes": 1} | json.loads(records[0].read_text()), {"shapes": 1} | parameters
+    if differences := [f"{k} is {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]:
         raise UserError(
             f"{folder} holds a motion data set with other parameters ({', '.join(differences)}): "
             "ask for the same ones, name a new folder, or delete this one."
@@ -257,6 +276,10 @@ def _run(jobs: list[Job], workers: int) -> Iterator[None]:
 
 
 def _render_file(job: Job) -> None:
-    path, label, seed, num_frames, size = job
+    path, labels, seed, num_frames, size = job
     make_folder(path.parent, ELSEWHERE)
-    write_video(path, render(label, seed, num_frames=num_frames, size=size))
+    if len(labels) == 1:
+        frames = render(labels[0], seed, num_frames=num_frames, size=size)
+    else:
+        frames = render_pair((labels[0], labels[1]), seed, num_frames=num_frames, size=size)
+    write_video(path, frames)

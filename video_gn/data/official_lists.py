@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from video_gn.data.listing import OUTPUTS, ClassNames, Lists, check_folder, chec
 from video_gn.data.splits import SPLIT_WORDS, split_of
 from video_gn.data.video_tree import Video, find_videos
 from video_gn.errors import UserError
+from video_gn.files.tables import foreign_table
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
@@ -38,7 +38,7 @@ class Listed:
 
 
 def kinetics(root: str, csvs: Sequence[str], classes: str | None = None) -> Lists:
-    """Lists of the official csv files of Kinetics-400, 600 or 700 (``label,youtube_id,time_start,time_end,split``).
+    """Return lists of Kinetics' official csv files (400, 600 or 700; ``label,youtube_id,time_start,time_end,split``).
 
     A video is known by its file's name, ``ID_START_END`` or ``ID``, in whatever folder below ``root`` it lies; the
     label is the csv's. The class names are those of the csv files, sorted.
@@ -82,21 +82,17 @@ def kinetics(root: str, csvs: Sequence[str], classes: str | None = None) -> List
 
 
 def _read_kinetics(csvs: Sequence[str]) -> tuple[list[Listed], int]:
-    """The rows of all files, and how many were left out since an earlier one has the same id and start."""
+    """Return the rows of all files, and how many were left out since an earlier one has the same id and start."""
     rows: dict[tuple[str, int], Listed] = {}
     repeated = 0
     for file in csvs:
-        try:
-            with open(file, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                if lacking := set(COLUMNS) - set(reader.fieldnames or ()):
-                    raise UserError(f"{file}: has no column {min(lacking)!r}; give the official csv with its header")
-                for row in reader:
-                    listed = _listed(row, file, reader.line_num)
-                    repeated += (listed.youtube_id, listed.start) in rows
-                    rows.setdefault((listed.youtube_id, listed.start), listed)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read {file}: {error}; give the official csv") from None
+        with foreign_table(file, "give the official csv") as table:
+            if lacking := set(COLUMNS) - set(table.fieldnames or ()):
+                raise UserError(f"{file}: has no column {min(lacking)!r}; give the official csv with its header")
+            for row in table:
+                listed = _listed(row, file, table.line_num)
+                repeated += (listed.youtube_id, listed.start) in rows
+                rows.setdefault((listed.youtube_id, listed.start), listed)
     return list(rows.values()), repeated
 
 
@@ -117,7 +113,7 @@ def _listed(row: dict[str, str | None], file: str, line: int) -> Listed:
 
 
 def _choose(row: Listed, same_id: Iterable[Video], taken: set[str]) -> str | None:
-    """The file of a row: one whose name tells the start, else of the split's or the class's folder, else the first."""
+    """Return a row's file: one whose name tells the start, else of the split's or class's folder, else the first."""
 
     def rank(video: Video) -> tuple[bool, bool, bool, str]:
         parts = PurePosixPath(video.path).parts[:-1]
@@ -133,7 +129,7 @@ def _choose(row: Listed, same_id: Iterable[Video], taken: set[str]) -> str | Non
 
 
 def ucf101(root: str, annotations: str, split: int = 1) -> Lists:
-    """Lists of UCF-101's official split 1, 2 or 3: train and test.
+    """Return lists of UCF-101's official split 1, 2 or 3: train and test.
 
     A video is known by its name without extension, so re-encoded copies are found, in whatever folder below ``root``.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def keyed_rng(*key: int) -> np.random.Generator:
-    """A generator that is a pure function of its key, e.g. (seed, epoch, video index); no two keys share one."""
+    """Return a generator, a pure function of its key, e.g. (seed, epoch, video index); no two keys share one."""
     return np.random.default_rng((len(key), *key))  # the length, since NumPy pads a key with zeros
 
 

@@ -17,25 +17,27 @@ from typing import Any
 from urllib.parse import quote
 
 from video_gn.errors import UserError
+from video_gn.files.atomic import make_folder, write_bytes
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 PAUSES = (1.0, 4.0, 16.0)  # seconds before the second, third and fourth attempt
 COPIES = "VIDEO_GN_COPIES"  # the environment's name for the folder of local copies
+ELSEWHERE = f"correct {COPIES}, or unset it"
 FREE = 0.1  # of the copies' disk stays free
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` is a URL, such as s3://bucket/a.mp4."""
+    """Return whether `path` is a URL, such as s3://bucket/a.mp4."""
     return URL.match(path) is not None
 
 
 def join(root: str, path: str) -> str:
-    """The URL of `path` below the URL `root`. Of the web, with what has a meaning in URLs escaped."""
+    """Return the URL of `path` below the URL `root`. On the web, what has a meaning in URLs is escaped."""
     return f"{root.rstrip('/')}/{quote(path) if root.startswith('http') else path}"
 
 
 def fetch(url: str) -> bytes:
-    """The bytes of a file, as `fetch_new`. Where COPIES names a folder, from there, or left there for the next time.
+    """Return the bytes of a file, as `fetch_new` does; from the folder that COPIES names, or with a copy left there.
 
     As every video has its turn once an epoch, the first copies are kept, until little of the disk is free.
 
@@ -49,22 +51,14 @@ def fetch(url: str) -> bytes:
     with suppress(OSError):
         return copy.read_bytes()
     data = fetch_new(url)
-    partial = copy.with_suffix(f".{os.getpid()}")  # appears when it is complete, as several processes read
-    try:
-        os.makedirs(folder, exist_ok=True)
-        disk = shutil.disk_usage(folder)
-        if disk.free - len(data) > FREE * disk.total:
-            partial.write_bytes(data)
-            os.replace(partial, copy)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot keep copies in {folder}: {error.strerror}; correct {COPIES}, or unset it") from None
+    disk = shutil.disk_usage(make_folder(folder, ELSEWHERE))
+    if disk.free - len(data) > FREE * disk.total:
+        write_bytes(copy, data, ELSEWHERE, durable=False)  # in one move, as several processes read
     return data
 
 
 def fetch_new(url: str, first: int | None = None) -> bytes:
-    """The bytes of a file, or the `first` of them, from its store. Faults are tried again, after PAUSES.
+    """Return the bytes of a file, or the `first` of them, from its store. What fails is tried again after PAUSES.
 
     A download that ends early is a fault: the stores' clients compare its length with the announced one.
 
@@ -98,7 +92,7 @@ def fetch_new(url: str, first: int | None = None) -> bytes:
 
 
 def _is_refusal(error: Any) -> bool:
-    """Whether another attempt would not change it: no permission, a bad request."""
+    """Return whether another attempt would not change it: no permission, a bad request."""
     status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return refused or isinstance(error, PermissionError)

@@ -50,7 +50,7 @@ class Facts:
 
 
 def facts_of(device: torch.device, backend: str, settings: Mapping[str, Any]) -> Facts:
-    """This process's facts; `settings` is nested as a config is."""
+    """Return this process's facts; `settings` is nested as a config is."""
     gpu = device.type == "cuda"
     versions = {
         "torch": torch.__version__,
@@ -72,7 +72,7 @@ def code_fingerprint() -> str:
 
 
 def disagreement(facts: Sequence[Facts]) -> str | None:
-    """What differs between ranks that must not, with the ranks of each value; None if nothing does."""
+    """Return what differs between ranks and must not, with the ranks of each value; None if nothing does."""
     told = []
     for name in dict.fromkeys(name for fact in facts for name in fact.same):
         ranks: dict[str, list[int]] = {}
@@ -122,7 +122,7 @@ class Peers:
         self._leaving = threading.Event()
 
     def _connect(self, serve: bool = False) -> dist.Store:
-        """A connection to the store that torchrun serves, else rank 0."""
+        """Return a connection to the store that torchrun serves, else rank 0."""
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
@@ -270,5 +270,5 @@ def die(message: str) -> NoReturn:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of a torch error without its C++ stack."""
+    """Return the first line of a torch error without its C++ stack."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

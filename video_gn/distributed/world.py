@@ -50,7 +50,7 @@ class World:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on rank 0; elsewhere an empty list."""
+        """Return the values of all ranks, in rank order, on rank 0; elsewhere an empty list."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_main else None
@@ -58,7 +58,7 @@ class World:
         return values or []
 
     def all_gather(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -74,7 +74,7 @@ class World:
         return box[0]
 
     def first(self, call: Callable[[], T]) -> T:
-        """What `call` returns on rank 0, on all ranks; its UserError is raised on all."""
+        """Return on all ranks what `call` returns on rank 0; its UserError is raised on all."""
         value: T | None = None
         problem: str | None = None
         if self.is_main:
@@ -154,7 +154,7 @@ def world(device: str = "auto", settings: Mapping[str, Any] | None = None) -> It
 
 
 def _device(device: str) -> torch.device:
-    """The device of this process."""
+    """Return the device of this process."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: this torch sees no GPU; set device=cpu or device=auto, or check the driver")
     if device == "cpu" or not torch.cuda.is_available():

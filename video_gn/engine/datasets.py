@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,13 +15,17 @@ import torch
 
 from video_gn.config import Config
 from video_gn.console import say
+from video_gn.data.augment import augmentations
 from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
+from video_gn.data.mixing import Mixing
+from video_gn.data.targets import labels_of, text_of
 from video_gn.distributed.world import World
 from video_gn.engine.health import QUARANTINE
 from video_gn.errors import UserError
 from video_gn.run.checkpoint import Checkpoint
+from video_gn.tasks import build_task
 
 CLASSES = "classes.txt"
 """In a list's folder, the names of its classes by label: tools/make_lists.py writes it beside its lists."""
@@ -157,10 +162,10 @@ def trained_classes(path: str) -> list[str]:
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """Return the sha256 of a list's records: paths, labels and their order."""
+    """Return the sha256 of a list's records: paths, targets and their order."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.path}\0{record.label}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{record.path}\0{text_of(record.target)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -202,39 +207,70 @@ def _read_records(config: Config, name: str, trained: Sequence[str] | None) -> l
     names = None
     if data.class_names is not None:  # which a csv of Kinetics needs
         names = class_names(config) if trained is None else list(trained)
-    records = read_list(name, data.root, config.model.num_classes, names, absolute_paths=data.absolute_paths)
+    records = parse_list(config, name, names)
     bad = quarantine(config)
     check_files([record for record in records if record.path not in bad], data.root, name)
     return records
 
 
+def parse_list(config: Config, name: str, names: list[str] | None) -> list[Record]:
+    """Return the records of a list as the config's task reads it, without a look at its files.
+
+    Args:
+        names: of the classes, by label, which a csv of Kinetics needs.
+
+    Raises:
+        UserError: it is missing or malformed (`lists.read_list`), or none of its videos has a label.
+    """
+    data, classes = config.data, config.model.num_classes
+    parse = build_task(config).parse
+    records = read_list(name, data.root, classes, names, absolute_paths=data.absolute_paths, parse=parse)
+    if not any(labels_of(record.target) for record in records):
+        raise UserError(f"{name}: no video of the list has a label; write them as `path,3;17`")
+    return records
+
+
 def list_warnings(train: Sequence[Record], val: Sequence[Record], names: Sequence[str]) -> list[str]:
-    """Return what is odd about lists that can be trained on: classes without a training video, videos of both lists.
+    """Return what is odd about lists that can be trained on.
+
+    That is: classes without a training video, a class of all training videos, videos of both lists.
 
     Args:
         names: of all classes, by label.
     """
     warnings = []
-    classes, present = len(names), {record.label for record in train}
-    absent = [label for label in range(classes) if label not in present]
-    if classes == 1:
+    classes, videos = len(names), Counter(label for record in train for label in labels_of(record.target))
+    absent = [label for label in range(classes) if not videos[label]]
+    constant = [names[label] for label in range(classes) if videos[label] == len(train)]
+    if constant and classes == 1:
         warnings.append(
             "model.num_classes is 1: every video is right from the start; list videos of two classes or more"
+        )
+    elif constant and not absent:
+        warnings.append(
+            f"every training video has {name_some(constant)}, so there is nothing to tell it from; add videos without"
         )
     elif absent == [0]:
         warnings.append(
             f"class 0 ({names[0]}) has no training video: labels begin at 0, and the training list's are 1 to "
             f"{classes - 1}; subtract 1 from each and set model.num_classes={classes - 1}"
         )
-    elif absent and absent == list(range(len(present), classes)) and list(names) == [str(n) for n in range(classes)]:
+    elif absent and absent == list(range(len(videos), classes)) and list(names) == [str(n) for n in range(classes)]:
         warnings.append(
-            f"model.num_classes is {classes}, and the training list's labels are 0 to {len(present) - 1}; "
-            f"set model.num_classes={len(present)}"
+            f"model.num_classes is {classes}, and the training list's labels are 0 to {len(videos) - 1}; "
+            f"set model.num_classes={len(videos)}"
         )
     elif absent:
         warnings.append(
             f"{len(absent)} of {classes} classes have no training video: {name_some([names[n] for n in absent])}; "
             "add videos, or leave the classes out"
+        )
+    scored = {label for record in val for label in labels_of(record.target)}
+    if any(len(labels_of(record.target)) != 1 for record in train) and 0 < len(scored) < classes:
+        unscored = [name for label, name in enumerate(names) if label not in scored]
+        warnings.append(
+            f"{len(unscored)} of {classes} classes have no validation video, and the mean is over the others: "
+            f"{name_some(unscored)}; add videos"
         )
     trained = {os.path.normpath(record.path) for record in train}
     shared = [record.path for record in val if os.path.normpath(record.path) in trained]
@@ -269,7 +305,8 @@ def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
     if config.data.kind == "images":
         clips = test_dataset(config, records)
     else:
-        clips = ValClips(records, config.data.root, decoder(config), clip_spec(config), seed=config.seed)
+        spec = clip_spec(config, validation=True)
+        clips = ValClips(records, config.data.root, decoder(config), spec, seed=config.seed)
     clips.quarantine = _run_quarantine(config)
     return clips
 
@@ -291,26 +328,17 @@ def test_dataset(config: Config, records: list[Record]) -> TestClips:
     return clips
 
 
-def clip_spec(config: Config) -> ClipSpec:
-    """The part of the `data` section that says how clips are cut."""
+def clip_spec(config: Config, *, validation: bool = False) -> ClipSpec:
+    """Return the part of the `data` section that says how clips are cut and augmented."""
     data = config.data
-    return ClipSpec(
-        data.frames,
-        data.stride,
-        data.crop,
-        data.short_side,
-        data.flip,
-        area=data.area,
-        colour_jitter=data.colour_jitter,
-        lighting=data.lighting,
-    )
+    chosen = augmentations(data, validation=validation)
+    return ClipSpec(data.frames, data.stride, data.crop, data.short_side, chosen, area=data.area)
 
 
-def memory_format(config: Config) -> torch.memory_format:
-    """Of weights and input."""
-    if not config.train.channels_last:
-        return torch.contiguous_format
-    return torch.channels_last if config.dims == 2 else torch.channels_last_3d
+def mixing(config: Config) -> Mixing:
+    """Return how training clips of a micro-batch are mixed."""
+    data = config.data
+    return Mixing(data.mixup, data.cutmix, distance=data.clips_per_video)
 
 
 def decoder(config: Config) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from video_gn.config import Config
-from video_gn.data.dataset import Clips
+from video_gn.data.dataset import MIXING, Clips
 from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
+from video_gn.data.sampling import keyed_rng
 from video_gn.distributed.precision import autocast_dtype
 from video_gn.distributed.world import World
-from video_gn.engine.datasets import memory_format, train_dataset, val_dataset
+from video_gn.engine.datasets import mixing, train_dataset, val_dataset
 from video_gn.engine.health import Unreadable
 from video_gn.engine.optim import BatchPlan
 from video_gn.errors import UserError
+from video_gn.models import memory_format
 from video_gn.tasks import Task
 
 
@@ -35,6 +38,7 @@ class Feed:
         self.config, self.plan, self.world, self.task = config, plan, world, task
         self.train_clips = train_dataset(config, train_records)
         self.val_clips = val_dataset(config, val_records)
+        self.mixing = mixing(config)
         self.unreadable = Unreadable(Path(config.output_dir) / "unreadable.txt", config.data.max_unreadable, world)
         self.memory_format = memory_format(config)
 
@@ -70,8 +74,20 @@ class Feed:
         if len(batch.targets) < len(batch.items):
             raise UserError("no readable video was found for a clip; see unreadable.txt and check data.root")
 
+    def mixed(self, batch: Batch, step: int, position: int) -> Batch:
+        """Return a training batch with its clips mixed, and soft targets, where the config says so.
+
+        `position`: of the micro-batch in the global batch of step number `step`.
+        """
+        rng = keyed_rng(self.config.seed, MIXING, step, position)
+        mix = self.mixing.draw(rng, (batch.clips.shape[-2], batch.clips.shape[-1]))
+        if mix is None:
+            return batch
+        clips, targets = mix(batch.clips, self.task.soft(batch.targets))
+        return replace(batch, clips=clips, targets=targets)
+
     def clips(self, first_step: int, last_step: int) -> Iterator[Tensor]:
-        """Yield the clips of training batches only, as the network takes them."""
+        """Yield the clips of training batches only, unmixed, as the network takes them."""
         for batch in self.training(first_step, last_step):
             self.check(batch)
             yield batch.clips.contiguous(memory_format=self.memory_format)

@@ -5,7 +5,6 @@ A video that crashes a worker or makes it hang ends the run; before the run resu
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import WorkerLost, naming_videos
 from video_gn.distributed.world import World
 from video_gn.errors import UserError
+from video_gn.files.tables import RFC_4180, csv_text
 
 IN_FLIGHT, QUARANTINE = "in_flight.txt", "quarantine.csv"  # in a run's folder
 
@@ -155,16 +155,13 @@ def _check_in_flight(folder: Path, root: str, decoder: str, seconds: float) -> N
 
 
 def _decode(path: str, decoder: str) -> None:
-    """Runs in a child process."""
+    """Decode a video to its end, in a child process."""
     with open_file(path, decoder) as video:
         for _ in video.frames():
             pass
 
 
 def _add_rows(file: Path, bad: dict[str, str]) -> None:
-    new = not file.exists()
+    header = [] if file.exists() else [("path", "reason")]
     with file.open("a", encoding="utf-8", newline="") as lines:
-        rows = csv.writer(lines)
-        if new:
-            rows.writerow(["path", "reason"])
-        rows.writerows(bad.items())
+        lines.write(csv_text([*header, *bad.items()], RFC_4180))

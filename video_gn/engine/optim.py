@@ -39,12 +39,16 @@ def plan_batches(config: Config, num_videos: int, ranks: int) -> BatchPlan:
     Raises:
         UserError: the global batch is not a multiple of clips_per_gpu x ranks, or larger than the list.
     """
-    clips = config.train.clips_per_gpu
-    global_batch = config.train.global_batch or PAPER_GPUS * clips
-    if global_batch % (clips * ranks) or num_videos < global_batch:
-        raise UserError(_why_not(clips, global_batch, num_videos, ranks, config.data.clips_per_video))
-    lr = config.optim.lr * global_batch / config.optim.reference_batch
-    return BatchPlan(clips, global_batch, ranks, global_batch // (clips * ranks), lr, num_videos // global_batch)
+    clips, batch = config.train.clips_per_gpu, global_batch(config)
+    if batch % (clips * ranks) or num_videos < batch:
+        raise UserError(_why_not(clips, batch, num_videos, ranks, config.data.clips_per_video))
+    lr = config.optim.lr * batch / config.optim.reference_batch
+    return BatchPlan(clips, batch, ranks, batch // (clips * ranks), lr, num_videos // batch)
+
+
+def global_batch(config: Config) -> int:
+    """Return the clips of one optimizer step."""
+    return config.train.global_batch or PAPER_GPUS * config.train.clips_per_gpu
 
 
 def _why_not(clips: int, global_batch: int, num_videos: int, ranks: int, clips_per_video: int) -> str:

@@ -16,7 +16,7 @@ SAMPLES = 1_000_000
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The submodule called `name`. Raises UserError, naming some, if there is none."""
+    """Return the submodule called `name`. Raises UserError, naming some, if there is none."""
     modules = dict(model.named_modules())
     if name not in modules or not name:
         some = ", ".join(list(modules)[1:200:20])

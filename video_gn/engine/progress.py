@@ -27,7 +27,7 @@ class LogWindow:
     """What is measured between two log lines."""
 
     def __init__(self, metrics: Metrics, waited: float = 0.0) -> None:
-        """`waited`: seconds that had been spent waiting for data when the window began."""
+        """Begin a window; `waited` are the seconds that had been spent waiting for data before it."""
         self.metrics = metrics
         self.clips_before = 0  # of `metrics`, on all ranks: those of the process that this one resumes
         self.waited = waited

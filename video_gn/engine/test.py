@@ -1,4 +1,4 @@
-"""Testing a trained net: several clips and views of each video, softmax averaged."""
+"""Testing a trained network: several clips and views of each video, scores averaged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from video_gn.files.atomic import check_writable, make_folder, write_error, writ
 from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
-from video_gn.tasks import build_task
+from video_gn.tasks import DEFAULT_TASK, TASKS, Task, build_task
 
 ELSEWHERE = "give --out FOLDER for the files of the test"
 BOARD_BYTES = 4 * 2**20
@@ -57,14 +57,12 @@ IN_PROTOCOL = {
 
 @dataclass(frozen=True)
 class TestResult:
-    """Content of a test's JSON file. Accuracies in percent, over the videos that were scored."""
+    """What a test found; `content` is its JSON file."""
 
     protocol: str
-    top1: float | None
-    """None when no video was scored."""
-    top5: float | None
-    """None, too, with 5 classes or fewer, where it says nothing."""
-    mean_class_accuracy: float | None
+    scores: dict[str, Any]
+    """The task's numbers in percent, over the videos that were scored, and those of each class by its name; None where
+    they are undefined."""
     videos_scored: int
     videos_listed: int
     unreadable: dict[str, str]
@@ -80,13 +78,25 @@ class TestResult:
     """Of the list's records (`engine.datasets.fingerprint`)."""
     config: dict
 
+    def content(self) -> dict[str, Any]:
+        """Return the content of the JSON file, where the scores stand side by side with all else."""
+        values = asdict(self)
+        protocol, scores = values.pop("protocol"), values.pop("scores")
+        return {"protocol": protocol} | scores | values
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> TestResult:
+        """Return the result that a JSON file holds. Raises TypeError where it is another version's."""
+        names = {each.name for each in fields(cls)}
+        scores = {key: value for key, value in content.items() if key not in names}
+        return cls(**{key: value for key, value in content.items() if key in names}, scores=scores)
+
     def table(self) -> str:
-        """For a person, on stdout."""
+        """Return lines for a person, on stdout."""
+        figures = TASKS[self.config.get("task", DEFAULT_TASK)].scores
         lines = [
             f"{self.protocol}, {self.checkpoint} after step {self.step}, on {self.test_list}",
-            f"top-1                {_percent(self.top1)}",
-            f"top-5                {_percent(self.top5)}",
-            f"mean class accuracy  {_percent(self.mean_class_accuracy)}",
+            *(f"{figure.name:<20} {_percent(self.scores[figure.key])}" for figure in figures),
             f"videos scored        {self.videos_scored} of {self.videos_listed} listed",
             f"speed                {self.clips_per_second:.1f} clips/s",
         ]
@@ -135,11 +145,11 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World, fold
         return None
     seconds = time.perf_counter() - begin  # of the slowest rank
     scores = Scores.merged(shares)
-    result = _result(path, state, config, records, scores, seconds)
+    result = _result(path, state, config, records, scores, seconds, names)
     try:
         name = _file_stem(folder, result, state)
-        write_text(folder / f"{name}.csv", _csv(records, scores, names), ELSEWHERE)
-        write_text(folder / f"{name}.json", json.dumps(asdict(result), indent=2) + "\n", ELSEWHERE)
+        write_text(folder / f"{name}.csv", _csv(build_task(config), records, scores, names), ELSEWHERE)
+        write_text(folder / f"{name}.json", json.dumps(result.content(), indent=2) + "\n", ELSEWHERE)
         say(f"wrote {folder / name}.json and .csv")
         _show(folder / name, result, config, records, scores, names)
     except BaseException:  # whatever happens now, the work is not lost
@@ -187,9 +197,10 @@ def _show(
     board: Path, result: TestResult, config: Config, records: list[Record], scores: Scores, names: list[str]
 ) -> None:
     """Write what TensorBoard shows of a test."""
-    figures = {"top1": result.top1, "top5": result.top5, "mean_class_accuracy": result.mean_class_accuracy}
+    task, videos = build_task(config), test_dataset(config, records)
+    figures = {figure.key: result.scores[figure.key] for figure in task.scores}
     try:
-        show_test(board, figures, result.step, test_dataset(config, records), scores.rows, names, config.data.workers)
+        show_test(board, task, figures, result.step, videos, scores.rows, names, config.data.workers)
     except OSError as error:
         raise write_error(board, error, ELSEWHERE) from None
 
@@ -199,7 +210,7 @@ class Scores:
     """Scores of videos, by their index in the list."""
 
     rows: dict[int, np.ndarray] = field(default_factory=dict)
-    """Mean softmax, float32 (K,)."""
+    """Means over clips and views, float32 (K,)."""
     unreadable: dict[int, str] = field(default_factory=dict)
     """Why a video has no score."""
     clips: int = 0
@@ -316,7 +327,7 @@ def full_stem(result: Mapping[str, Any]) -> str:
 
 def _file_stem(folder: Path, result: TestResult, state: ckpt.Checkpoint) -> str:
     """The name of a test's files. Where the plain one is this test's and holds another score, that one is renamed."""
-    new = asdict(result)
+    new = result.content()
     plain = result_path(folder, result.protocol, "").name
     try:
         old = _read_result(folder / f"{plain}.json")
@@ -368,7 +379,7 @@ def finished_result(checkpoint_path: Path, config: Config) -> TestResult | None:
     if not path.exists() or path.stat().st_mtime < checkpoint_path.stat().st_mtime:
         return None
     try:
-        result = TestResult(**_read_result(path))
+        result = TestResult.of(_read_result(path))
     except (UserError, TypeError):  # damaged, or of another version
         return None
     same = result.checkpoint == checkpoint_path.name and result.config == config.model_dump(mode="json")
@@ -393,19 +404,18 @@ def _check_unreadable(result: TestResult, config: Config) -> None:
 
 
 def _result(
-    path: Path, state: ckpt.Checkpoint, config: Config, records: list[Record], scores: Scores, seconds: float
+    path: Path,
+    state: ckpt.Checkpoint,
+    config: Config,
+    records: list[Record],
+    scores: Scores,
+    seconds: float,
+    names: Sequence[str],
 ) -> TestResult:
-    scored = sorted(scores.rows)
-    matrix = (
-        np.stack([scores.rows[i] for i in scored]) if scored else np.empty((0, config.model.num_classes), np.float32)
-    )
-    found = build_task(config).evaluate(matrix, [records[i].label for i in scored])
     return TestResult(
         protocol=protocol(config),
-        top1=_rounded(found["top1"]),
-        top5=_rounded(found["top5"]),
-        mean_class_accuracy=_rounded(found["mean_class_accuracy"]),
-        videos_scored=len(scored),
+        scores=_numbers(build_task(config), records, scores, names),
+        videos_scored=len(scores.rows),
         videos_listed=len(records),
         unreadable={records[i].path: reason for i, reason in sorted(scores.unreadable.items())},
         clips_per_second=round(scores.clips / seconds, 3),
@@ -417,6 +427,19 @@ def _result(
         list_sha256=fingerprint(records),
         config=config.model_dump(mode="json"),
     )
+
+
+def _numbers(task: Task, records: list[Record], scores: Scores, names: Sequence[str]) -> dict[str, Any]:
+    """Return `TestResult.scores`: the task's numbers, and those of each class, by its name, where it has some."""
+    scored = sorted(scores.rows)
+    matrix = np.stack([scores.rows[i] for i in scored]) if scored else np.empty((0, len(names)), np.float32)
+    targets = [records[i].target for i in scored]
+    found = task.evaluate(matrix, targets)
+    numbers: dict[str, Any] = {figure.key: _rounded(found[figure.key]) for figure in task.scores}
+    if task.by_class is not None:
+        values = map(_rounded, task.evaluate_classes(matrix, targets))
+        numbers[task.by_class.key] = dict(zip(names, values, strict=True))
+    return numbers
 
 
 def weights_digest(state: ckpt.Checkpoint) -> str:
@@ -437,15 +460,16 @@ def _rounded(percent: float) -> float | None:
     return None if math.isnan(percent) else round(percent, 4)
 
 
-def _csv(records: list[Record], scores: Scores, class_names: list[str]) -> str:
+def _csv(task: Task, records: list[Record], scores: Scores, class_names: list[str]) -> str:
     """A row a listed video: path, label, predicted label, problem, then its score of each class."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["path", "label", "predicted", "problem", *(f"score_{name}" for name in class_names)])
     for index, record in enumerate(records):
+        label = task.text(record.target)
         if index in scores.rows:
             row = scores.rows[index]
-            rows.writerow([record.path, record.label, int(row.argmax()), "", *(f"{score:.6g}" for score in row)])
+            rows.writerow([record.path, label, task.predicted(row), "", *(f"{score:.6g}" for score in row)])
         else:
-            rows.writerow([record.path, record.label, "", scores.unreadable[index], *[""] * len(class_names)])
+            rows.writerow([record.path, label, "", scores.unreadable[index], *[""] * len(class_names)])
     return table.getvalue()

@@ -32,7 +32,6 @@ from video_gn.engine.datasets import (
     decoder,
     fingerprint,
     list_warnings,
-    memory_format,
     read_records,
     read_train_records,
 )
@@ -46,7 +45,7 @@ from video_gn.engine.progress import LogWindow, announce, peak_memory_gib, progr
 from video_gn.engine.schedule import lr_factor
 from video_gn.engine.validate import validate
 from video_gn.errors import Preempted, UserError
-from video_gn.models import Network, build_network
+from video_gn.models import Network, build_network, memory_format
 from video_gn.norm.roles import precise_norms
 from video_gn.run.lock import hold_on_rank0
 from video_gn.run.log import Writers
@@ -197,9 +196,10 @@ class Trainer:
             batch = self.prefetched
             assert batch is not None
             self.feed.check(batch)
-            # Dropout is keyed by the micro-batch's position in the global batch, whichever rank runs it.
+            # Dropout and mixing are keyed by the micro-batch's position in the global batch, whichever rank runs it.
             position = index * self.world.size + self.world.rank
             torch.manual_seed(int(keyed_rng(self.config.seed, DROPOUT, self.step_done, position).integers(2**62)))
+            batch = self.feed.mixed(batch, self.step_done, position)
             # Forward and backward; ranks add their gradients in the last micro-batch only.
             last = index == self.plan.accumulation_steps - 1
             with contextlib.nullcontext() if last else self._no_sync():

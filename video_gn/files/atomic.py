@@ -50,8 +50,7 @@ def replacing(
             sync(temporary)
         os.replace(temporary, path)
         if durable:
-            with suppress(OSError):  # the file is there; some network disks cannot sync a folder
-                sync(path.parent)
+            sync_names(path.parent)
     except OSError as error:
         raise write_error(path, error, elsewhere) from None
     except RuntimeError as error:  # torch's writer hides a full disk behind one
@@ -110,7 +109,8 @@ def check_writable(folder: str | os.PathLike[str], bytes_needed: int = 0, elsewh
 
 def write_error(path: str | os.PathLike[str], error: OSError, elsewhere: str = ELSEWHERE) -> UserError:
     """Return the UserError of a file or folder that cannot be written: its name, the reason and the remedy."""
-    remedy = {errno.ENAMETOOLONG: f"shorten the name or {elsewhere}"}.get(error.errno or 0, elsewhere)
+    remedies = {errno.ENAMETOOLONG: "shorten the name or ", errno.EISDIR: "move that folder away or "}
+    remedy = remedies.get(error.errno or 0, "") + elsewhere
     if error.errno in (*NO_ROOM, errno.EFBIG):
         remedy = f"free space or {elsewhere}"
     return UserError(f"{os.fspath(path)}: cannot be written ({reason_of(error)}); {remedy}")
@@ -126,6 +126,14 @@ def temporary_path(path: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix, re.ASCII) else ""
     return path.with_name(f".{digest}.{os.getpid()}.tmp{suffix}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of writes to `path`, where no other process may be writing it."""
+    one = temporary_path(path)
+    for left in path.parent.glob(one.name.replace(f".{os.getpid()}.", ".*.")):
+        with suppress(OSError):
+            left.unlink()
 
 
 def is_temporary(path: Path) -> bool:
@@ -150,6 +158,12 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_names(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where its disk can: some network disks cannot."""
+    with suppress(OSError):
+        sync(folder)
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -37,7 +37,7 @@ BF16 = 6e-3  # relative error of a tensor whose values are rounded to bf16
 
 
 def kernels(place: Place, findings: Findings) -> None:
-    """Group Norm at every shape of R50 I3D, bf16, against the equations in float64; the same bits twice and alone."""
+    """Compare Group Norm at every shape of R50 I3D, bf16, with the equations in float64; its bits, twice and alone."""
     worst = dict.fromkeys(("y", "dx", "dgamma", "dbeta", "dresidual"), 0.0)
     same_bits = True
     cases = list(norm_inputs(*place.clips))
@@ -85,7 +85,7 @@ POOLS = {"stem": ((2, 3, 3), (2, 2, 2), 64, 2), "pool2": ((2, 1, 1), (2, 1, 1), 
 
 
 def pools(place: Place, findings: Findings) -> None:
-    """Max-pools and their gradients against PyTorch's, bit by bit: small whole numbers have exact sums."""
+    """Compare max-pools and their gradients with PyTorch's, bit by bit: small whole numbers have exact sums."""
     clips, frames, side = place.clips
     for name, (kernel, stride, channels, reduced) in POOLS.items():
         shape = (clips, channels, frames // reduced, side // reduced, side // reduced)
@@ -100,7 +100,7 @@ def pools(place: Place, findings: Findings) -> None:
 
 
 def stem(place: Place, findings: Findings) -> None:
-    """The folded convolution of every stem against the plain one, in float64."""
+    """Compare the folded convolution of every stem with the plain one, in float64."""
     x = place.random((2, 3, 8, 41, 44), torch.float64)
     for stride in ((2, 2, 2), (1, 2, 2)):
         weight = place.random((8, 3, 5, 7, 7), torch.float64, seed=1)
@@ -142,7 +142,7 @@ def gradients(net: nn.Module, run: Pass, clips: Tensor) -> dict[str, Tensor]:
 
 
 def formats(place: Place, findings: Findings) -> None:
-    """Dtype and memory format of all outputs of convolutions and pools; strides of all gradients."""
+    """Look at dtype and memory format of all outputs of convolutions and pools, and at strides of all gradients."""
     net, wrong = build(place), []
 
     def look(name: str, y: Tensor) -> None:
@@ -176,7 +176,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def net(place: Place, findings: Findings) -> None:
-    """Gradients of the net with fused and with PyTorch's Group Norm, float32, each against float64.
+    """Compare gradients of the net with fused and with PyTorch's Group Norm, float32, with those of float64.
 
     Medians over weights: one value that crosses zero at a ReLU moves a gradient by 1e-3.
     """
@@ -205,14 +205,14 @@ def batches(place: Place, number: int = 4) -> list[list[Clips]]:
     def item(index: int) -> Clips:
         pixels = torch.randint(0, 256, (frames, side + 26, side + 6, 3), dtype=torch.uint8, generator=generator)
         pixels = pixels.pin_memory() if place.gpu else pixels
-        view = View((10, 5, side * 7 // 8, side * 6 // 7), side, side, bool(index % 2))
+        view = View((10, 5, side * 7 // 8, side * 6 // 7), side, side)
         return Clips(index, index, pixels, np.arange(frames)[None], [view])
 
     return [[item(2 * i), item(2 * i + 1)] for i in range(number)]
 
 
 def clips(place: Place, findings: Findings) -> None:
-    """Clips that are copied and rendered a batch ahead, all kept, against those of the CPU."""
+    """Compare clips that are copied and rendered a batch ahead, all kept, with those of the CPU."""
     items = batches(place)
     ours = list(DeviceBatches(items, place.device, MEAN, STD))
     cpu = list(DeviceBatches(items, torch.device("cpu"), MEAN, STD))
@@ -221,7 +221,7 @@ def clips(place: Place, findings: Findings) -> None:
 
 
 def waits(place: Place, findings: Findings) -> None:
-    """No call of a step waits for the GPU: forward, backward, metrics, optimizer, the next batch."""
+    """Find calls that wait for the GPU in a step: forward, backward, metrics, optimizer, the next batch."""
     if not place.gpu:
         findings.add("calls of a step that wait for the GPU", "no GPU")
         return
@@ -247,7 +247,7 @@ def waits(place: Place, findings: Findings) -> None:
 
 
 def graph(place: Place, findings: Findings) -> None:
-    """Losses and gradients of the CUDA graph against those of the pass itself, with gradients of two micro-batches."""
+    """Compare losses and gradients of the CUDA graph with those of the pass itself, over two micro-batches."""
     if not place.gpu:
         findings.add("CUDA graph against the pass itself", "no GPU")
         return
@@ -268,7 +268,7 @@ def graph(place: Place, findings: Findings) -> None:
 
 
 def ranks(place: Place, findings: Findings) -> None:
-    """Collectives in a group of one rank: all that the trainer uses, DDP, sync_bn, precise BN."""
+    """Run collectives in a group of one rank: all that the trainer uses, DDP, sync_bn, precise BN."""
     backend = "nccl" if place.gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -21,14 +21,14 @@ STARVED = 5  # % of a step's time that training may wait for data
 
 
 def loader(place: Place, findings: Findings) -> None:
-    """Training clips per second, from files to clips on the device."""
+    """Measure training clips per second, from files to clips on the device."""
     files = find_videos(place.videos, place.quick)
     rate = rate_of_clips(files, place.quick, place.workers, place.device)
     findings.add(f"training clips per second, {place.workers} workers", rate, note=f"{len(files)} videos")
 
 
 def training(place: Place, findings: Findings) -> None:
-    """The trainer on files: all steps at once, and the same in two runs with a resume between them."""
+    """Train on files: all steps at once, and the same in two runs with a resume between them."""
     files = find_videos(place.videos, place.quick)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -22,7 +22,7 @@ ROOFLINE = 60  # % of a copy's bandwidth that Group Norm and ReLU shall reach
 
 
 def norms(place: Place, findings: Findings) -> None:
-    """All 53 norms of a batch, forward and backward: ours, Batch Norm, nn.GroupNorm; share of the roofline."""
+    """Time all 53 norms of a batch, forward and backward: ours, Batch Norm, nn.GroupNorm; share of the roofline."""
     tables = norm_benchmark.run(repeats=3, quick=place.quick, device=place.device.type)
     for table in tables[:-1]:
         if "backward" not in table.title:
@@ -40,7 +40,7 @@ def norms(place: Place, findings: Findings) -> None:
 
 
 def parts(place: Place, findings: Findings) -> None:
-    """Convolution of the stem, pools, optimizer, and the rendering of a batch, each beside the plain way."""
+    """Time the stem's convolution, pools, optimizer, and the rendering of a batch, each beside the plain way."""
     n, frames, side = place.clips
     x = place.random((n, 3, frames, side, side))
     weight = place.random((place.width, 3, 5, 7, 7), seed=1).requires_grad_()
@@ -87,7 +87,7 @@ def _milliseconds(place: Place, call: Call) -> float:
 
 
 def steps(place: Place, findings: Findings) -> None:
-    """Training steps of both clip lengths: Group Norm and Batch Norm, each at its fastest, and others."""
+    """Time training steps of both clip lengths: Group Norm and Batch Norm, each at its fastest, and others."""
     for table in step_benchmark.run(repeats=3, quick=place.quick, device=place.device.type):
         batch = table.title.removeprefix("training step: ")
         for row in table.rows():

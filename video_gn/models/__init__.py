@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from video_gn.errors import UserError
 from video_gn.models.freeze import parts_to_freeze
 from video_gn.models.network import Network
@@ -15,7 +17,7 @@ from video_gn.norm import NormFactory, NormOptions, norm_factory
 if TYPE_CHECKING:  # networks need no pydantic
     from video_gn.config import Config, ModelConfig
 
-__all__ = ["NETWORKS", "Network", "build_model", "build_network"]
+__all__ = ["NETWORKS", "Network", "build_model", "build_network", "memory_format"]
 
 
 def _resnet(config: ModelConfig, norm: NormFactory, dims: int) -> ResNet:
@@ -75,3 +77,10 @@ def build_network(config: Config) -> Network:
     network.checkpoint_stages = config.train.checkpoint_stages
     network.freeze(parts_to_freeze(network, config.optim))
     return network
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Return the memory format of the weights and of the input."""
+    if not config.train.channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if config.dims == 2 else torch.channels_last_3d

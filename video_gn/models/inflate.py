@@ -35,7 +35,7 @@ class Report:
     """Keys of the weights that the network does not have."""
 
     def __str__(self) -> str:
-        """A line a list: what was taken is counted, with examples; what was not is named whole."""
+        """Return one line per list: what was taken is counted, with examples; what was not is named completely."""
         rows = (
             ("inflated", self.inflated, 4),
             ("copied", self.copied, 4),

@@ -69,7 +69,7 @@ def _stage_shapes(model: Network, clip: Tensor) -> dict[str, list[int]]:
 
 
 def table(info: dict[str, Any]) -> str:
-    """`describe`'s result for a person."""
+    """Return `describe`'s result for a person."""
     lines = [
         f"parameters   {info['parameters'] / 1e6:.2f} M{frozen_in_words(info)}",
         f"GMACs        {info['gmacs']:.2f} (one clip, forward; convolutions and FC)",

@@ -6,17 +6,14 @@ A new network is one file with a subclass of `Network` and one line in `NETWORKS
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from video_gn.errors import UserError
 from video_gn.models.freeze import Freezable
-from video_gn.norm.roles import StartingBuffers, recomputes_compiled
 
 
 class Network(Freezable):
@@ -92,27 +89,12 @@ class Network(Freezable):
     def _run(self, stage: str, x: Tensor) -> Tensor:
         if stage not in self.checkpoint_stages or not torch.is_grad_enabled():
             return self.run_stage(stage, x)
+        # Here: it imports the compiler, which takes longer than all the rest of the package.
+        from video_gn.models.recompute import run_again_later
+
         module = getattr(self, stage, None)
         if not isinstance(module, nn.Sequential):
-            return _run_again_later(partial(self.run_stage, stage), x, self)
+            return run_again_later(partial(self.run_stage, stage), x, self)
         for block in module:
-            x = _run_again_later(block, x, block)
+            x = run_again_later(block, x, block)
         return x
-
-
-def _run_again_later(run: Callable[[Tensor], Tensor], x: Tensor, owner: nn.Module) -> Tensor:
-    """Return run(x), keeping only x for the backward pass (activation checkpointing). No stage is random.
-
-    `owner` holds the norms that `run` uses.
-    """
-    if torch.compiler.is_compiling() and recomputes_compiled(owner):
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
-    return _checkpoint_eagerly(run, x, owner)
-
-
-@torch.compiler.disable
-def _checkpoint_eagerly(run: Callable[[Tensor], Tensor], x: Tensor, owner: nn.Module) -> Tensor:
-    def contexts() -> tuple[nullcontext[None], StartingBuffers]:  # called before the first of the two forward passes
-        return nullcontext(), StartingBuffers(owner)
-
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)

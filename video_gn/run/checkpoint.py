@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from video_gn import digest
 from video_gn.errors import UserError
+from video_gn.files import digest
+from video_gn.files.atomic import remove_leftovers, replacing, sync, sync_names, write_error
 from video_gn.models.weights.unpickling import Refused, load_torch
 
 Checkpoint = dict[str, Any]
 """model, optimizer, step, best_error, config (nested dict of the resolved config), class_names (by label), lists (see
-`train.fingerprint`) and loop (what else `train.Trainer` needs to go on)."""
+`train.fingerprint`) and loop (what else `train.Trainer` needs to resume)."""
 
 LAST, BEST = "last.pt", "best.pt"
+ELSEWHERE = "choose another output_dir"
 OLDER = re.compile(r"previous(?:_([2-9]|[1-9][0-9]+))?\.pt")
 """Names of the checkpoints before `last.pt`; the number is that of `_previous`, from 2."""
 
@@ -33,30 +34,24 @@ def save_last(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> None:
     Raises:
         UserError: the disk is full, or another reason why nothing can be written.
     """
-    with _reported(folder / LAST):
-        temporary = _write_beside(folder / LAST, lambda file: digest.save(checkpoint, file))
-        names = [LAST, *map(_previous, range(1, keep))]
+    names = [LAST, *map(_previous, range(1, keep))]
+    for name in (LAST, BEST):
+        remove_leftovers(folder / name)
+    with replacing(folder / LAST, ELSEWHERE, durable=False) as temporary:
+        _write(checkpoint, temporary)
+        sync(temporary)  # before the older ones move
         for newer, older in reversed(list(itertools.pairwise(names))):
-            if os.path.lexists(folder / newer):
-                os.replace(folder / newer, folder / older)
-        os.replace(temporary, folder / LAST)
-        for path in newest_first(folder):
-            if path.name not in names:  # `keep` was larger before
-                path.unlink()
-        _sync_folder(folder)
+            _move(folder / newer, folder / older)
+    for path in newest_first(folder):
+        if path.name not in names:  # `keep` was larger before
+            _remove(path)
+    sync_names(folder)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to `path` atomically. Raises UserError if it cannot be written."""
-    with _reported(path):
-        os.replace(_write_beside(path, lambda file: digest.save(checkpoint, file)), path)
-        _sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises UserError if it cannot be written."""
-    with _reported(path):
-        os.replace(_write_beside(path, lambda file: file.write(text.encode("utf-8"))), path)
+    with replacing(path, ELSEWHERE) as temporary:
+        _write(checkpoint, temporary)
 
 
 def load(path: Path) -> Checkpoint:
@@ -86,7 +81,15 @@ def load(path: Path) -> Checkpoint:
     whole = whole and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in model.items())
     if not whole or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: not a checkpoint of video_gn (its config, model or names are something else)")
+    _rename_keys(checkpoint["config"])
     return checkpoint
+
+
+def _rename_keys(config: dict[str, Any]) -> None:
+    """Give the keys of a config their present names: checkpoints outlive them."""
+    data = config.get("data")
+    if isinstance(data, dict) and "colour_jitter" in data:
+        data["color_jitter"] = data.pop("colour_jitter")
 
 
 def exists(folder: Path) -> bool:
@@ -162,46 +165,23 @@ def files_to_write(folder: Path, keep: int) -> list[Path]:
     return [folder / name for name in (LAST, BEST, *map(_previous, range(1, keep)))]
 
 
-def temporary_of(path: Path) -> Path:
-    """Return the name under which `path` is written before it is moved to its place."""
-    return path.with_name(f".{path.name}.tmp")
+def _write(checkpoint: Checkpoint, path: Path) -> None:
+    with path.open("w+b") as file:
+        digest.save(checkpoint, file)
 
 
-def _write_beside(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write and fsync a temporary file next to `path`, and return it."""
-    temporary = temporary_of(path)
+def _remove(path: Path) -> None:
     try:
-        with temporary.open("w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        cause = error if isinstance(error, OSError) else error.__context__
-        raise cause if isinstance(cause, OSError) else error from None
-    return temporary
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn an OSError into a UserError that names the file and the cause."""
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise UserError(
-            f"{error.filename2 or error.filename}: a folder where a file is written; move it away"
-        ) from None
+        path.unlink()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
-        ) from None
+        raise write_error(path, error, ELSEWHERE) from None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _move(newer: Path, older: Path) -> None:
+    """Let a checkpoint, if there is one, take the place of the one before."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.replace(newer, older)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError as error:
+        raise write_error(older, error, ELSEWHERE) from None

@@ -17,6 +17,7 @@ import video_gn
 from video_gn.config import Config, differences, load_config, parse_config, to_yaml
 from video_gn.console import say
 from video_gn.errors import UserError
+from video_gn.files.atomic import is_temporary, write_text
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.checkpoint import Checkpoint
 from video_gn.run.lock import LOCK
@@ -45,7 +46,7 @@ SAME_RESULT = (FREE_TO_CHANGE - {"data.train_list", "data.val_list", "data.quara
 
 
 def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] | None = None) -> Checkpoint | None:
-    """Make or reopen the run's folder; returns the checkpoint to go on from, if there is one.
+    """Make or reopen the run's folder; return the checkpoint to resume from, if there is one.
 
     Args:
         lists: hash of each data list, as `Checkpoint` holds them.
@@ -58,12 +59,12 @@ def open_run(config: Config, lists: dict[str, str], derived: dict[str, object] |
     state = _resumable(folder, config, lists)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ckpt.write_text(folder / "config.yaml", to_yaml(config))  # first: it tells the next start whose folder this is
+        write_text(folder / "config.yaml", to_yaml(config), ckpt.ELSEWHERE)  # first: it says whose folder this is
         (folder / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot make the run's folder ({error.strerror}); set output_dir") from None
     facts = environment() | {"derived": derived or {}}
-    ckpt.write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    write_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n", ckpt.ELSEWHERE)
     if state is not None:
         _check_best(folder / "checkpoints" / ckpt.BEST, state)
         restore_log(folder, state["loop"]["log_lines"])
@@ -77,8 +78,8 @@ def save_last(folder: Path, state: Checkpoint, keep: int) -> None:
 
 
 def _resumable(folder: Path, config: Config, lists: dict[str, str]) -> Checkpoint | None:
-    """The checkpoint to go on from, after checking that the folder is this experiment's or new."""
-    if not folder.is_dir() or all(path.name in (".config.yaml.tmp", LOCK) for path in folder.iterdir()):
+    """Return the checkpoint to resume from, after checking that the folder is this experiment's or new."""
+    if not folder.is_dir() or all(path.name == LOCK or is_temporary(path) for path in folder.iterdir()):
         return None  # at most, a start was killed before it had written the first file
     checkpoints = folder / "checkpoints"
     if not os.path.lexists(folder / "config.yaml"):
@@ -120,7 +121,7 @@ def _check_no_folder_in_the_way(folder: Path, keep: int) -> None:
     """Raise UserError where a folder has the name of a file that the run is going to write."""
     names = ["config.yaml", "environment.json", "log.jsonl", "unreadable.txt", CHECKPOINTED]
     files = [folder / name for name in names] + ckpt.files_to_write(folder / "checkpoints", keep)
-    for path in (*files, *map(ckpt.temporary_of, files)):
+    for path in files:
         if path.is_dir() and path.name not in (ckpt.LAST, ckpt.BEST):  # these are set aside, as damaged ones
             raise UserError(
                 f"{folder}: {path.relative_to(folder)} is a folder, and the run writes a file of that name; move it "

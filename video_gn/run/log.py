@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from video_gn.config import Config, load_config, parse_config
 from video_gn.console import say
 from video_gn.errors import UserError
+from video_gn.files.atomic import write_text
 from video_gn.run import checkpoint
 
 EVENTS = "events.out.tfevents.*"
@@ -31,18 +32,18 @@ KINDS = {"train": "train", "system": "train", "epoch": "epoch", "val": "epoch", 
 class Writers:
     """Writes one run's records; use as a context manager.
 
-    A run that goes on keeps the first `lines` records, which are those before its checkpoint, and drops the later ones,
+    A run that resumes keeps the first `lines` records, which are those before its checkpoint, and drops the later ones,
     which it is about to do again. TensorBoard's file is made anew from them, since a kill takes what was still queued.
     """
 
     def __init__(self, folder: Path, lines: int = 0) -> None:
         self.path = folder / "log.jsonl"
         kept = read_log(folder)[:lines] if lines and self.path.exists() else []
-        checkpoint.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept), checkpoint.ELSEWHERE)
         self.lines = len(kept)
         self.log = self.path.open("a", encoding="utf-8")
         stale = [path for path in folder.glob(EVENTS) if not path.is_dir()]
-        with self._told():
+        with self._reported():
             self.tensorboard = SummaryWriter(str(folder), purge_step=1)  # for a TensorBoard that is showing the run
             for record in kept:
                 self._show(record)
@@ -61,7 +62,7 @@ class Writers:
         """
         record = {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3)}
         finite = {name: _rounded(value) for name, value in values.items()}
-        with self._told():
+        with self._reported():
             self.log.write(json.dumps(record | finite) + "\n")
             self.log.flush()
             self._show(record | finite)
@@ -69,7 +70,7 @@ class Writers:
 
     def sync(self) -> None:
         """Make the records survive a power cut, before a checkpoint that counts on them."""
-        with self._told():
+        with self._reported():
             os.fsync(self.log.fileno())
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ class Writers:
             self.tensorboard.add_scalar(name, math.nan if value is None else value, record["step"], record.get("time"))
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -97,7 +98,7 @@ class Writers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for writer in (self.log, self.tensorboard):
-            with contextlib.suppress(OSError) if error else self._told():
+            with contextlib.suppress(OSError) if error else self._reported():
                 writer.close()
 
 
@@ -146,7 +147,7 @@ def restore_log(folder: Path, lines: int) -> None:
     aside = [checkpoint.set_aside(path, "set_aside")] if os.path.lexists(path) else []
     for events in sorted(folder.glob(EVENTS)):  # by a name that TensorBoard does not read
         aside.append(events.rename(events.with_name(events.name.replace("tfevents", "set_aside"))))
-    checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept), checkpoint.ELSEWHERE)
     there = f"; what was there is now {', '.join(file.name for file in aside)}" if aside else ""
     say(f"warning: {path} {state}; {restored}{there}")
 
@@ -173,7 +174,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> Config:
-    """A run's resolved config: config.yaml, else the text in its event files.
+    """Return a run's resolved config: config.yaml, else the text in its event files.
 
     Raises:
         UserError: there is neither, or it is no config.
@@ -188,7 +189,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _read_events(folder: Path) -> list[dict[str, Any]]:
-    """Records from TensorBoard's scalars, which are float32: a kind's values of one moment are a record."""
+    """Return records from TensorBoard's scalars, which are float32: a kind's values of one moment are a record."""
     events = _events(folder)
     tags = events.Tags()["scalars"]
     epochs = {(e.wall_time, e.step): e.value for e in events.Scalars(EPOCH)} if EPOCH in tags else {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from video_gn.config import Config
-from video_gn.engine.datasets import memory_format
-from video_gn.models import Network, build_network
+from video_gn.errors import UserError
+from video_gn.models import Network, build_network, memory_format
 from video_gn.run import checkpoint as ckpt
+from video_gn.tasks import DEFAULT_TASK
 
 
 def load_network(
@@ -22,8 +23,12 @@ def load_network(
         source: the checkpoint's path, for errors.
 
     Raises:
-        UserError: the weights are those of another network than the config describes.
+        UserError: the weights are those of another network than the config describes, or it was trained for another
+            task.
     """
+    trained = checkpoint.get("config", {}).get("task", DEFAULT_TASK)
+    if config.task != trained:
+        raise UserError(f"{source}: task is {config.task}, and the network was trained for {trained}; leave task out")
     model = build_network(config)
     if config.optim.ema_decay is not None:  # what is scored is the average
         average = {k.removeprefix("module."): v for k, v in checkpoint["ema"].items() if k != "n_averaged"}

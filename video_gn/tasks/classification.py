@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video_gn.data.targets import Target, parse_one, text_of
 from video_gn.distributed.world import World
-from video_gn.tasks.task import Figure, Target, parse_label
+from video_gn.tasks.intervals import bootstrap_mean_class, wilson
+from video_gn.tasks.task import Figure, Interval, Scored
 
 NAN = float("nan")
 TOP5_CLASSES = 6
@@ -34,17 +36,24 @@ class Classification:
         ("epoch/train_top1_error", "training error (%)"),
         ("val/top1_error", "validation error, 1 clip (%)"),
     )
-    scores = (Figure("top1", "top-1"), Figure("top5", "top-5"), Figure("mean_class_accuracy", "mean class accuracy"))
+    scores = (
+        Figure("top1", "top-1", error="top1_error"),
+        Figure("top5", "top-5", error="top5_error", minimum_classes=TOP5_CLASSES),
+        Figure("mean_class_accuracy", "mean class accuracy"),
+    )
+    by_class = None
+    probability = "softmax"
+    exclusive = True
 
     def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
 
     def parse(self, text: str) -> int:
-        return parse_label(text, self.num_classes)
+        return parse_one(text, self.num_classes)
 
     def text(self, target: Target) -> str:
-        return str(target)
+        return text_of(target)
 
     def collate(self, targets: Sequence[Target]) -> Tensor:
         """Labels -> int64 (N,)."""
@@ -89,6 +98,22 @@ class Classification:
             "top5": 100 * float(hit5.mean()) if scores.shape[1] >= TOP5_CLASSES else NAN,
             "mean_class_accuracy": 100 * float(np.mean(classes)),
         }
+
+    def evaluate_classes(self, scores: np.ndarray, targets: Sequence[Target]) -> list[float]:
+        return []
+
+    def intervals(self, values: Mapping[str, float | None], videos: int, scored: Scored | None) -> dict[str, Interval]:
+        """Return Wilson's of top-1 and top-5; of mean class accuracy a bootstrap over the videos of each class."""
+        shares = {key: values.get(key) for key in ("top1", "top5")}
+        found = {key: wilson(round(v * videos / 100), videos) for key, v in shares.items() if v is not None and videos}
+        if scored is not None and scored.targets:
+            found["mean_class_accuracy"] = bootstrap_mean_class(self.confusion(scored.targets, scored.predicted))
+        return found
+
+    def confusion(self, targets: Sequence[Target], predicted: Sequence[Target]) -> np.ndarray:
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        np.add.at(matrix, (np.array(targets, dtype=np.int64), np.array(predicted, dtype=np.int64)), 1)
+        return matrix
 
     def predicted(self, scores: np.ndarray) -> str:
         return str(int(scores.argmax()))

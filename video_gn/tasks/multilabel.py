@@ -1,23 +1,21 @@
-"""Any number of labels per video: a sigmoid per class, binary cross-entropy, mean average precision.
-
-No config names this task yet: lists, the test and the report still read one label per video.
-"""
+"""Any number of labels per video: a sigmoid per class, binary cross-entropy, mean average precision."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video_gn.data.targets import Target, parse_several, text_of
 from video_gn.distributed.world import World
-from video_gn.tasks.task import BadTarget, Figure, Target, parse_label, percent
+from video_gn.tasks.intervals import bootstrap_map
+from video_gn.tasks.task import Figure, Interval, Scored, percent
 
 NAN = float("nan")
-SEPARATOR = ";"
 
 
 class MultiLabel:
@@ -35,21 +33,19 @@ class MultiLabel:
     training = ("loss", "label_error")
     curves = (("epoch/train_label_error", "training error of labels (%)"), ("val/map", "validation mAP, 1 clip (%)"))
     scores = (Figure("map", "mAP"),)
+    by_class = Figure("average_precision", "average precision")
+    probability = "sigmoid"
+    exclusive = False
 
     def __init__(self, num_classes: int, *, threshold: float = 0.5) -> None:
         self.num_classes = num_classes
         self.threshold = threshold
 
     def parse(self, text: str) -> tuple[int, ...]:
-        labels = [parse_label(part.strip(), self.num_classes) for part in text.split(SEPARATOR)] if text else []
-        if len(set(labels)) < len(labels):
-            twice = next(label for label in labels if labels.count(label) > 1)
-            raise BadTarget(f"the label {twice} is given twice; remove one")
-        return tuple(sorted(labels))
+        return parse_several(text, self.num_classes)
 
     def text(self, target: Target) -> str:
-        assert isinstance(target, tuple)
-        return SEPARATOR.join(map(str, target))
+        return text_of(target)
 
     def collate(self, targets: Sequence[Target]) -> Tensor:
         """Label tuples -> float32 (N, K) of zeros and ones."""
@@ -82,8 +78,20 @@ class MultiLabel:
 
     def evaluate(self, scores: np.ndarray, targets: Sequence[Target]) -> dict[str, float]:
         """Mean over the classes with a positive video of average precision."""
-        precisions = average_precisions(torch.from_numpy(scores), self.collate(targets))
-        return {"map": _mean(precisions)}
+        return {"map": _mean(torch.tensor(self.evaluate_classes(scores, targets)))}
+
+    def evaluate_classes(self, scores: np.ndarray, targets: Sequence[Target]) -> list[float]:
+        """Return the average precision of each class, NaN without a positive video."""
+        return average_precisions(torch.from_numpy(scores), self.collate(targets)).tolist()
+
+    def intervals(self, values: Mapping[str, float | None], videos: int, scored: Scored | None) -> dict[str, Interval]:
+        """Return that of mAP, by a bootstrap over the videos."""
+        if scored is None or not any(scored.targets):
+            return {}
+        return {"map": bootstrap_map(scored.scores, self.collate(scored.targets).numpy() > 0)}
+
+    def confusion(self, targets: Sequence[Target], predicted: Sequence[Target]) -> None:
+        return None
 
     def predicted(self, scores: np.ndarray) -> str:
         """All labels from `threshold` on, which may be none."""

@@ -6,32 +6,46 @@ new task is one module with a class of this protocol and one line in `TASKS` (vi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from video_gn.data.targets import BadTarget, Target
 from video_gn.distributed.world import World
 
-Target = int | tuple[int, ...]
-"""What a line of a list says of its video: a label, or the rising labels that hold at once."""
-
-
-class BadTarget(ValueError):
-    """A target in a list that cannot be used: its value, the rule and the remedy."""
+Interval = tuple[float, float]
+"""The ends of a 95 % confidence interval, in percent."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a task reports: its key, what people call it, and whether more of it is better."""
+    """A number that a task reports, in percent."""
 
     key: str
     """As in score files (top1) and, behind train/, epoch/train_ or val/, in the log (top1_error)."""
     name: str
+    """What people call it."""
     higher_is_better: bool = True
+    error: str | None = None
+    """Key in the log of 100 minus it, where the log has that instead."""
+    minimum_classes: int = 1
+    """Fewest classes with which it says something."""
+
+
+class Scored(NamedTuple):
+    """The N videos that a test scored."""
+
+    targets: list[Target]
+    predicted: list[Target]
+    scores: np.ndarray
+    """float32 (N, K)."""
+
+
+__all__ = ["BadTarget", "Figure", "Interval", "Metrics", "Scored", "Target", "Task", "percent"]
 
 
 class Metrics(Protocol):
@@ -62,7 +76,13 @@ class Task(Protocol):
     curves: tuple[tuple[str, str], ...]
     """(tag in log.jsonl, title of the axis) of what plots show against epochs: training, then validation."""
     scores: tuple[Figure, ...]
-    """The numbers of a test, in percent, in the order of its table."""
+    """The numbers of a test, in the order of its table; the first is the one that a study compares."""
+    by_class: Figure | None
+    """What `evaluate_classes` gives of each class; None where the confusion matrix says it."""
+    probability: str
+    """What `probabilities` computes: softmax, sigmoid."""
+    exclusive: bool
+    """Whether exactly one label holds for each video, so that the best class is what is predicted."""
 
     def parse(self, text: str) -> Target:
         """Read a list's text of a target. Raises BadTarget."""
@@ -97,6 +117,21 @@ class Task(Protocol):
     def evaluate(self, scores: np.ndarray, targets: Sequence[Target]) -> dict[str, float]:
         """Return the numbers of a test by key: scores float32 (N, K) of N videos; NaN where undefined."""
 
+    def evaluate_classes(self, scores: np.ndarray, targets: Sequence[Target]) -> list[float]:
+        """Return `by_class` of each class, in percent, NaN where undefined; empty without `by_class`."""
+
+    def intervals(self, values: Mapping[str, float | None], videos: int, scored: Scored | None) -> dict[str, Interval]:
+        """Return 95 % confidence intervals by key.
+
+        Args:
+            values: what `evaluate` gave, None where undefined.
+            videos: how many they are of.
+            scored: these videos, where more is known than the values.
+        """
+
+    def confusion(self, targets: Sequence[Target], predicted: Sequence[Target]) -> np.ndarray | None:
+        """Return counts int64 (K, K) by label and predicted label; None where a video may have several labels."""
+
     def predicted(self, scores: np.ndarray) -> str:
         """Return what scores (K,) say, as `text` writes it; ties go to the smaller label."""
 
@@ -104,20 +139,6 @@ class Task(Protocol):
         """Return how sure scores (K,) are of the target: the worst videos of a test come first by it."""
 
 
-def parse_label(text: str, num_classes: int) -> int:
-    """Read a class label. Raises BadTarget where it is not an integer from 0 to `num_classes` - 1."""
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-        raise BadTarget(f"the label {text[:20]!r} is not an integer; write `path label`, comments start with #")
-    label = int(text)
-    if not 0 <= label < num_classes:
-        raise BadTarget(f"the label {label} is outside 0 to {num_classes - 1}; correct it or set model.num_classes")
-    return label
-
-
 def percent(part: float, of: float) -> float:
     """Return 100 part / of; NaN of nothing."""
     return 100 * part / of if of else float("nan")
-
-
-Options = dict[str, Any]

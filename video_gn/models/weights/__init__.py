@@ -85,7 +85,7 @@ def convert(content: Mapping[Any, Any], source: str) -> tuple[dict[str, Tensor],
 
 
 def _read_own(content: Mapping[Any, Any], source: str) -> tuple[dict[str, Tensor], str] | None:
-    """A checkpoint of this package or a file of tools/convert_weights.py; None for another's."""
+    """Return a checkpoint of this package or a file of tools/convert_weights.py; None for another's."""
     marked = "converted" in content or {"config", "step"} <= content.keys()
     if not marked or not isinstance(content.get("model"), dict):
         return None

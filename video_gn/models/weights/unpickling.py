@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_gn import digest
+from video_gn.files import digest
 
 SAVE = "torch.save(model.state_dict(), 'weights.pt')"
 LOOKED_UP = re.compile(r"GLOBAL (\S+)")

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from video_gn.errors import UserError
+from video_gn.files import h264
 from video_gn.files.atomic import replacing
 
 INK, PAPER, BAR, TRACK = (235, 235, 235), (24, 24, 28), (76, 146, 220), (58, 58, 66)
@@ -23,12 +22,12 @@ FPS = 25.0
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
+    """Return DejaVu Sans, which comes with matplotlib."""
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def shorten(text: str, width: float, size: int) -> str:
-    """The end of `text` that fits `width` pixels, after an ellipsis where it is cut."""
+    """Return the end of `text` that fits `width` pixels, after an ellipsis where it is cut."""
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength("…" + text) > width:
@@ -37,7 +36,7 @@ def shorten(text: str, width: float, size: int) -> str:
 
 
 def panel(title: str, bars: Sequence[tuple[str, float]], width: int) -> np.ndarray:
-    """A line of text, and below it a bar for each (name, score in [0, 1]): uint8 (height, width, 3)."""
+    """Draw a line of text, and below it a bar per (name, score in [0, 1]): uint8 (height, width, 3)."""
     size = min(max(width // 26, 11), 24)
     line = round(1.6 * size)
     image = Image.new("RGB", (width, line * (1 + len(bars)) + size // 2), PAPER)
@@ -56,7 +55,7 @@ def panel(title: str, bars: Sequence[tuple[str, float]], width: int) -> np.ndarr
 
 
 def resized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A frame uint8 (h, w, 3) at another size."""
+    """Return a frame uint8 (h, w, 3) at another size."""
     if frame.shape[:2] == (height, width):
         return frame
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
@@ -67,19 +66,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float | None) -> 
 
     `path` appears when it is complete. Raises UserError where it cannot be written or PyAV has no libx264.
     """
-    try:
-        av.Codec("libx264", "w")
-    except av.codec.codec.UnknownCodecError:
-        raise UserError("PyAV's FFmpeg has no libx264; install PyAV's own build (`pip install av`)") from None
+    even = (np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge") for image in frames)
     rate = Fraction(fps or FPS).limit_denominator(1001)
-    with replacing(path, durable=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-        stream.pix_fmt = "yuv420p"
-        for index, image in enumerate(frames):
-            image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-            if index == 0:
-                stream.height, stream.width = image.shape[:2]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    with replacing(path, durable=False) as temporary:
+        h264.encode(temporary, even, rate, {"crf": "20", "preset": "veryfast"})
