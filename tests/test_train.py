@@ -87,7 +87,7 @@ def test_the_monitored_error_is_that_of_the_net_in_evaluation(trained, videos):
     losses, errors = [], 0
     for k in range(11):
         item = clips[k]
-        frames = render(item.frames, item.views, (0.45,) * 3, (0.225,) * 3)
+        frames = render(item.frames, item.views, (0.45,) * 3, (0.225,) * 3, item.changes)
         logits = model(gather_clips(frames, torch.from_numpy(item.clip_indices)))
         losses.append(F.cross_entropy(logits, torch.tensor([item.target])).item())
         errors += logits.argmax().item() != item.target
