@@ -44,6 +44,17 @@ def test_a_single_frame_does_not(tmp_path, data):
     assert score(tmp_path)["top1"] <= 20
 
 
+def test_two_labels_per_video_are_learned(tmp_path):
+    command(
+        *("tools/demo.py", "--shapes", "2", "--config", "configs/custom/motion_multilabel.yaml"),
+        *("--train-videos", "1350", "--val-videos", "225", f"data.root={tmp_path / 'pairs'}"),
+        f"output_dir={tmp_path / 'run'}",
+    )
+    result = score(tmp_path / "run")
+    assert (result["protocol"], result["videos_scored"], result["videos_listed"]) == ("10-clip center 56", 225, 225)
+    assert result["map"] >= 80
+
+
 def test_real_videos_from_scratch(tmp_path, shared_data):
     root = shared_data / "ucf101_6"
     lists = ["data.train_list=train.csv", "data.val_list=test.csv", "data.test_list=test.csv", "model.num_classes=6"]

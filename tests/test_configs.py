@@ -28,6 +28,7 @@ GOLDEN = {
     **{f"imagenet/vgg16_{norm}": (138_357_544 + 4_224, 15.47) for norm in ("bn", "gn")},
     "demo/demo": (541_914, 0.09),
     "custom/small_gn": (741_984, 0.26),
+    "custom/motion_multilabel": (541_914, 0.09),
 }
 
 

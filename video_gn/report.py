@@ -474,7 +474,7 @@ def _per_class(matrix: np.ndarray, classes: Sequence[str]) -> Html:
         if n:
             low, high = wilson(hits, n)
             rows.append([classes[row], _bar(100 * hits / n), f"{low:.0f} to {high:.0f}", f"{hits:,} of {n:,}"])
-    return table(["class", "top-1 (%)", "95 % (Wilson)", "videos right"], rows)
+    return table(["class", "accuracy (%)", "95 % (Wilson)", "videos right"], rows)
 
 
 def _class_scores(test: Test, scored: Scored) -> Html:
