@@ -234,9 +234,9 @@ class TrainConfig(Section):
     channels_last: bool = True
     """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
     compile: bool = False
-    """torch.compile the training passes; the first takes minutes."""
+    """torch.compile the training passes; the first takes minutes, and no network here gains by it (docs/benchmarks.md)."""
     cuda_graph: bool | Literal["auto"] = "auto"
-    """Record forward and backward pass once, and replay them in one launch; `auto`: with one rank, on a GPU."""
+    """Record forward and backward pass once as a CUDA graph and replay it: 12 for 32 ms a step. `auto`: on one GPU."""
     checkpoint_stages: tuple[str, ...] = ()
     """Stages, such as res2, that keep no activations and run again in the backward pass: less memory, more time."""
     eval_every: Positive = 1

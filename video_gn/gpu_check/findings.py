@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_gn.models.resnet import BLOCKS
+from video_gn.norm import NormFactory, norm_factory
+
 
 @dataclass(frozen=True)
 class Place:
@@ -43,9 +46,13 @@ class Place:
         return 4 if self.quick else 30
 
     @property
-    def width(self) -> int:
-        """Channels of the stem."""
-        return 32 if self.quick else 64
+    def net(self) -> dict[str, Any]:
+        """Sizes of the net, as `model` of a config names them: R50 I3D's, or those of the smallest one."""
+        return {"blocks": (1, 1, 1, 1), "width": 8} if self.quick else {"blocks": BLOCKS["resnet50"], "width": 64}
+
+    def norm(self, name: str) -> NormFactory:
+        """Return a norm that fits the net."""
+        return norm_factory(name, channels_per_group=4 if self.quick and name == "gn" else None)
 
     def random(self, shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
         """Return normal values around 0.3, channels last."""

@@ -74,7 +74,12 @@ def _config(place: Place, videos: Path, output: Path) -> Config:
     return parse_config(
         {
             "output_dir": str(output),
-            "model": {"norm": "gn", "num_classes": 2, "width": place.width},
+            "model": {
+                "norm": "gn",
+                "num_classes": 2,
+                **place.net,
+                **({"channels_per_group": 4} if place.quick else {}),
+            },
             "data": {
                 "root": str(videos),
                 "train_list": lists["train"],

@@ -43,7 +43,7 @@ def parts(place: Place, findings: Findings) -> None:
     """Time the stem's convolution, pools, optimizer, and the rendering of a batch, each beside the plain way."""
     n, frames, side = place.clips
     x = place.random((n, 3, frames, side, side))
-    weight = place.random((place.width, 3, 5, 7, 7), seed=1).requires_grad_()
+    weight = place.random((place.net["width"], 3, 5, 7, 7), seed=1).requires_grad_()
 
     for stride in ((2, 2, 2), (1, 2, 2)):
         ours, plain = (
