@@ -36,7 +36,10 @@ with world("cpu") as ranks:
     mean, variance = share.mean(0), share.var(0, unbiased=False)
     second = [torch.full((1,), float(rank)), torch.zeros(1)]
     ranks.mean_of_moments([mean, second[0]], [variance, second[1]])
+    gradients = [torch.tensor([[rank, 2.0]]).repeat(3, 1).T, torch.full((2,), 4.0 * rank)]
+    ranks.average(gradients)
     result = {
+        "average": [gradient.tolist() for gradient in gradients],
         "rank": rank,
         "size": size,
         "is_main": ranks.is_main,
@@ -78,6 +81,12 @@ def test_places(group: list[dict[str, Any]]) -> None:
 def test_sum(group: list[dict[str, Any]]) -> None:
     assert all(seen["sum"] == [{2: 3, 3: 6}[len(group)], 10 * len(group)] for seen in group)
     assert all(seen["in_place"] for seen in group)
+
+
+def test_average_of_tensors_in_any_memory_format(group: list[dict[str, Any]]) -> None:
+    mean = {2: 0.5, 3: 1.0}[len(group)]
+    for seen in group:
+        assert seen["average"] == [[[mean] * 3, [2.0] * 3], [4 * mean] * 2]
 
 
 def test_gather(group: list[dict[str, Any]]) -> None:

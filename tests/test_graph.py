@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_gn.config import parse_config
+from video_gn.distributed.world import World
 from video_gn.engine import graph
 from video_gn.engine.graph import WARM_UP, GraphedPass
+from video_gn.errors import UserError
 
 
 def build(device: str) -> nn.Sequential:
@@ -88,3 +91,26 @@ def test_where_it_is_asked_for_the_reason_is_raised(refusing: None) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         train(net, graphed, "cpu")
     assert graphed.calls == WARM_UP
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "ranks", "norm", "recorded"),
+    [
+        ("auto", "cuda", 1, "gn", True),
+        ("auto", "cuda", 2, "gn", False),
+        ("auto", "cpu", 1, "gn", False),
+        (True, "cuda", 2, "gn", True),
+        (True, "cuda", 1, "sync_bn", True),
+        (False, "cuda", 1, "gn", False),
+        (True, "cpu", 1, "gn", "needs a GPU, and the device is cpu; set it to auto"),
+        (True, "cuda", 2, "sync_bn", "model.norm=sync_bn exchange statistics"),
+    ],
+)
+def test_when_a_graph_is_recorded(wanted, device: str, ranks: int, norm: str, recorded: bool | str) -> None:
+    config = parse_config({"output_dir": "", "model": {"norm": norm}, "train": {"cuda_graph": wanted}})
+    world = World(0, ranks, torch.device(device))
+    if isinstance(recorded, bool):
+        assert graph.records(config, world) is recorded
+    else:
+        with pytest.raises(UserError, match=recorded):
+            graph.records(config, world)

@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,7 +35,10 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            if not isinstance(value, bool) or name not in cls.model_fields:
+                continue
+            annotation = cls.model_fields[name].annotation
+            if bool not in (get_args(annotation) or (annotation,)):
                 raise ValueError(f"{name} is {str(value).lower()}, which stands for yes or no alone; give it a value")
         return values
 
@@ -236,7 +239,10 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile the training passes; the first takes minutes, and no network here gains by it (docs/benchmarks.md)."""
     cuda_graph: bool | Literal["auto"] = "auto"
-    """Record forward and backward pass once as a CUDA graph and replay it: 12 for 32 ms a step. `auto`: on one GPU."""
+    """Record forward and backward pass once as a CUDA graph, and replay it: 12 for 32 ms per step. `auto`: on one GPU.
+
+    `true`: on several, too, whose gradients are then averaged after the backward pass; not yet run on several.
+    """
     checkpoint_stages: tuple[str, ...] = ()
     """Stages, such as res2, that keep no activations and run again in the backward pass: less memory, more time."""
     eval_every: Positive = 1

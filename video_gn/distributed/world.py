@@ -96,6 +96,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace, in place, tensors of one dtype by their means over ranks, in one collective."""
+        if self.size == 1:
+            return
+        everything = torch.cat([tensor.flatten() for tensor in tensors]) / self.size
+        parts = self.sum(everything).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
     def mean_of_moments(self, means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
         """Replace, in place, means and variances of each rank by those of all ranks' data together (equal counts)."""
         for mean, variance in zip(means, variances, strict=True):

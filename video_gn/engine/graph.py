@@ -1,7 +1,7 @@
 """Forward and backward pass of a micro-batch, recorded once as a CUDA graph and replayed.
 
-Python needs about 30 ms for the 600 launches of a step of R50 I3D, the GPU 12 ms to run them (8 clips of 32 x 224 x 224, bf16,
-H200). A replay is one launch.
+Python needs about 30 ms for the 600 launches of a step of R50 I3D, the GPU 12 ms to run them (8 clips of 32 frames of 224
+pixels, bf16, H200). A replay is one launch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from video_gn.config import Config
 from video_gn.console import say
+from video_gn.distributed.world import World
+from video_gn.errors import UserError
 
 Pass = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Clips and targets to logits and loss, both without gradient; it adds to the parameters' gradients."""
@@ -79,6 +82,26 @@ class GraphedPass:
         finally:
             for parameter, gradient in earlier:
                 parameter.grad = gradient
+
+
+def records(config: Config, world: World) -> bool:
+    """Return whether training passes become a CUDA graph: with `auto` on one GPU, and where it is asked for.
+
+    On several ranks DDP, which sends gradients while others are computed, cannot be recorded: ranks then average all
+    gradients after the backward pass.
+
+    Raises:
+        UserError: it is asked for and cannot be.
+    """
+    wanted, gpu = config.train.cuda_graph, world.device.type == "cuda"
+    if wanted is True and not gpu:
+        raise UserError(f"train.cuda_graph=true needs a GPU, and the device is {world.device.type}; set it to auto")
+    if wanted is True and world.size > 1 and config.model.norm == "sync_bn":
+        raise UserError(
+            "train.cuda_graph=true: ranks of model.norm=sync_bn exchange statistics within the pass, which no graph "
+            "records; set it to auto"
+        )
+    return gpu and (wanted is True or (wanted == "auto" and world.size == 1))
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

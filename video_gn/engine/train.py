@@ -36,7 +36,7 @@ from video_gn.engine.datasets import (
     read_train_records,
 )
 from video_gn.engine.feed import Feed
-from video_gn.engine.graph import GraphedPass, Pass
+from video_gn.engine.graph import GraphedPass, Pass, records
 from video_gn.engine.health import SkippedSteps, check_in_flight, keep_in_flight
 from video_gn.engine.optim import build_optimizer, plan_batches
 from video_gn.engine.percentiles import find_layer, percentiles_of
@@ -44,7 +44,7 @@ from video_gn.engine.precise_bn import average_running_statistics, update_precis
 from video_gn.engine.progress import LogWindow, announce, peak_memory_gib, progress_bar, summarize, training_line
 from video_gn.engine.schedule import lr_factor
 from video_gn.engine.validate import validate
-from video_gn.errors import Preempted, UserError
+from video_gn.errors import Preempted
 from video_gn.models import Network, build_network, memory_format
 from video_gn.norm.roles import precise_norms
 from video_gn.run.lock import hold_on_rank0
@@ -120,12 +120,13 @@ class Trainer:
         self.best_error = math.inf
         self.window = LogWindow(self.task.metrics(world.device))
         self.epoch_metrics = self.task.metrics(world.device)
-        self.parallel = parallel(self.model) if world.size > 1 else self.model
+        self.graphed = records(config, world)
+        self.parallel = parallel(self.model) if world.size > 1 and not self.graphed else self.model
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.parallel, dynamic=False) if config.train.compile else self.parallel
         )
         self.forward_backward: Pass = self._forward_backward
-        if records(config, world):
+        if self.graphed:
             self.forward_backward = GraphedPass(
                 self._forward_backward, self.model.parameters(), strict=config.train.cuda_graph is True
             )
@@ -211,6 +212,8 @@ class Trainer:
             losses.append(loss.clone())
             videos.append(self.feed.paths(batch))
             self.prefetched = next(micro_batches, None)
+        if self.graphed:  # without DDP, which does it otherwise
+            self.world.average([p.grad for p in self.model.parameters() if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
         bad_loss, bad_gradient, stop, due = self._agree(losses)
         if bad_loss or bad_gradient:
@@ -354,20 +357,6 @@ class Trainer:
     def _quiet(self) -> bool | None:
         """tqdm's `disable`: other ranks show no bar; None shows one on a terminal only."""
         return None if self.world.is_main else True
-
-
-def records(config: Config, world: World) -> bool:
-    """Return whether training passes become a CUDA graph: on one GPU, since DDP sends gradients as they come.
-
-    Raises:
-        UserError: it is asked for and cannot be.
-    """
-    wanted, able = config.train.cuda_graph, world.device.type == "cuda" and world.size == 1
-    if wanted is True and not able:
-        raise UserError(
-            f"train.cuda_graph=true is for one GPU, not {world.size} rank(s) on {world.device.type}; set it to auto"
-        )
-    return able and wanted is not False
 
 
 def parallel(model: nn.Module) -> nn.Module:
