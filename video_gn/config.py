@@ -237,7 +237,7 @@ class TrainConfig(Section):
     channels_last: bool = True
     """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
     compile: bool = False
-    """torch.compile the training passes; the first takes minutes, and no network here gains by it (docs/benchmarks.md)."""
+    """torch.compile the training passes; the first takes minutes, and nothing here gains by it (docs/benchmarks.md)."""
     cuda_graph: bool | Literal["auto"] = "auto"
     """Record forward and backward pass once as a CUDA graph, and replay it: 12 for 32 ms per step. `auto`: on one GPU.
 
