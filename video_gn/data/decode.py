@@ -318,8 +318,9 @@ def _open_stream(path: str, data: bytes | None) -> tuple[Any, Any]:
     """Open a file with PyAV. Returns the container and its best video stream. Raises VideoError where there is none."""
     av = _load("pyav")
     file = io.BytesIO(data) if data else os.path.abspath(path)
-    # Some tags are not UTF-8; formats that are lists of files would lead anywhere.
-    container = av.open(file, metadata_errors="replace", options={"format_whitelist": _FORMATS})
+    # Some tags are not UTF-8: PyAV 19 opens such files as it is, and has dropped the argument that made older ones do so.
+    tags = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    container = av.open(file, options={"format_whitelist": _FORMATS}, **tags)  # lists of files would lead anywhere
     try:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
