@@ -318,6 +318,15 @@ def test_crashes_and_hangs_cost_one_video():
     assert late.reason == "took longer than the limit of 1 s"
 
 
+@pytest.mark.parametrize(
+    ("bug", "error"),
+    [("len(1)", TypeError), ("''.no", AttributeError), ("no", NameError), ("__import__('no')", ImportError)],
+)
+def test_a_bug_is_not_a_bad_video(bug, error):
+    with pytest.raises(error):
+        list(in_children(eval, [(bug,), ("1",)], 1, HANG))
+
+
 HOLDS_THE_LOCK = "__import__('ctypes').PyDLL(None).sleep(1000)"
 IS_STOPPED = "__import__('os').kill(__import__('os').getpid(), 19)"
 

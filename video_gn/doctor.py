@@ -211,7 +211,7 @@ def floors() -> dict[str, str]:
     else:
         required = importlib.metadata.requires("video_gn") or []
         text = " ".join(line for line in required if '"dev"' not in line)
-    return dict(re.findall(r"([A-Za-z][\w-]*)>=([\d.]+)", text))
+    return dict(re.findall(r"([A-Za-z][\w-]*)(?:<[\d.]+,)?>=([\d.]+)", text))
 
 
 def versions(target: Target) -> Iterator[Line]:
@@ -837,7 +837,9 @@ def colours() -> bool:
 
 
 TORCH_REMEDY = "Install torch anew, with the command that pytorch.org's selector gives for this driver."
-DECODER_REMEDY = "Install it anew (INSTALL.md), or set data.decoder to one that is OK here."
+DECODER_REMEDY = (
+    "Run `pip install -e .` for a version that fits (INSTALL.md), or set data.decoder to one that is OK here."
+)
 DISK_REMEDY = "Try `ls` there: a network disk may hang; copy the data to a local one."
 SHM_REMEDY = f"{limits.SHARED_MEMORY_REMEDY[:1].upper()}{limits.SHARED_MEMORY_REMEDY[1:]}."
 GLOO_REMEDY = (

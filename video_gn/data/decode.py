@@ -33,6 +33,7 @@ import operator
 import os
 import re
 import stat
+import sys
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -47,7 +48,7 @@ from video_gn.data.display import Crop, Display, reduced, rotation, round_half_a
 from video_gn.data.image_types import image_reason
 from video_gn.data.packets import index_packets
 from video_gn.data.stores import fetch, is_url
-from video_gn.errors import UserError
+from video_gn.errors import PROGRAMMING_ERRORS, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -301,11 +302,23 @@ def _check_boxes(path: str, file: BinaryIO) -> None:
 def _reading(path: str) -> Iterator[None]:
     """Turn a library's complaint about a file into a VideoError with one line of reason.
 
-    Damaged files make the libraries raise nearly anything (PyAV: IndexError, where a stream appears late).
+    Damaged files make the libraries raise nearly anything (PyAV: IndexError, where a stream appears late), except
+    PROGRAMMING_ERRORS, which pass through.
     """
     try:
         yield
     except VideoError:
+        raise
+    except PROGRAMMING_ERRORS as error:
+        packages = [module.partition(".")[0] for module in _MODULES.values()]
+        versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
+        logger.error(
+            "%s while reading %s: not a fault of the file, but a bug or a decoder of an unsuitable version (%s here); "
+            "`python tools/doctor.py` tries the decoders",
+            type(error).__name__,
+            path,
+            ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        )
         raise
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -318,7 +331,7 @@ def _open_stream(path: str, data: bytes | None) -> tuple[Any, Any]:
     """Open a file with PyAV. Returns the container and its best video stream. Raises VideoError where there is none."""
     av = _load("pyav")
     file = io.BytesIO(data) if data else os.path.abspath(path)
-    # Some tags are not UTF-8: PyAV 19 opens such files as it is, and has dropped the argument that made older ones do so.
+    # Some tags are not UTF-8: PyAV 19 always opens such files, and has dropped the argument that older ones need.
     tags = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     container = av.open(file, options={"format_whitelist": _FORMATS}, **tags)  # lists of files would lead anywhere
     try:

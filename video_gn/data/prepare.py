@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ from video_gn.children import end_with_client, kill
 from video_gn.data.decode import CountCorrected, VideoError, check_decoder, open_video
 from video_gn.data.lists import KINETICS_COLUMNS, THREADS, Record, find_list, read_list, video_path
 from video_gn.data.stores import is_url
-from video_gn.errors import UserError
+from video_gn.errors import PROGRAMMING_ERRORS, UserError
 from video_gn.files.atomic import fitting_name
 
 MANIFEST = ("path", "source", "source_bytes", "source_mtime_ns", "sha256", "frames", "fps", "width", "height", "bytes")
@@ -489,7 +490,8 @@ def in_children(
     """Call `work` with each tuple in a process of its own, `jobs` at a time (None: one a core).
 
     Yields (index of the call, result) as they come. The result of what fails, crashes or takes longer than `seconds`
-    is a VideoError about the first argument, a path. Raises UserError where a file cannot be written.
+    is a VideoError about the first argument, a path. Raises UserError where a file cannot be written, and
+    PROGRAMMING_ERRORS, whose traceback the child has printed.
     """
     jobs = os.cpu_count() or 1 if jobs is None else jobs
     if jobs < 1 or not seconds > 0:
@@ -521,7 +523,7 @@ def in_children(
                 late = VideoError(child.path, f"took longer than the limit of {seconds:g} s")
                 result = _result(receiver, child) if receiver in ready else late
                 _end(running.pop(receiver), receiver)
-                if isinstance(result, UserError):
+                if isinstance(result, (UserError, *PROGRAMMING_ERRORS)):
                     raise result
                 yield child.index, result
     finally:
@@ -556,6 +558,9 @@ def _child(sender: Connection, work: Callable[..., Any], call: tuple[Any, ...]) 
     except OSError as error:  # reading raises VideoError alone: this was writing
         where = f" {error.filename}" if error.filename else ""
         result = UserError(f"cannot write{where}: {error.strerror or error}; mend that and run the same command again")
+    except PROGRAMMING_ERRORS as error:
+        traceback.print_exc()
+        result = error
     except Exception as error:
         result = VideoError(os.fspath(call[0]), f"{type(error).__name__}: {error}")
     sender.send(result)
