@@ -543,6 +543,65 @@ def test_unreadable_files(tmp_path, decoder) -> None:
         assert not isinstance(caught.value, UserError)
 
 
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize("container", ["mp4", "mkv", "avi"])
+def test_tags_that_are_not_utf8(tmp_path, decoder, container) -> None:
+    path = tmp_path / f"tags.{container}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
+        out.metadata["title"] = stream.metadata["title"] = "une journee"
+        for i in range(4):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), format="rgb24")))
+        out.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"une journee" in data
+    path.write_bytes(data.replace(b"une journee", "une journée".encode("latin-1")))
+    if container == "avi" and decoder == "torchcodec":
+        return  # it may not read them
+    with open_video(path, decoder) as video:
+        assert numbers(video.read(range(4))) == [0, 1, 2, 3]
+
+
+def _open_of_another_version(file, mode="r"):
+    raise AssertionError("is not called with these arguments")
+
+
+def _raise(error: Exception):
+    def call(*_: object, **__: object):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_open_of_another_version, TypeError, "unexpected keyword argument"),
+        (_raise(AttributeError("no attribute 'streams'")), AttributeError, "streams"),
+        (_raise(NameError("name 'av' is not defined")), NameError, "not defined"),
+        (_raise(ImportError("cannot import name 'open'")), ImportError, "cannot import"),
+    ],
+)
+def test_a_bug_or_a_library_with_another_api_is_not_a_bad_video(
+    videos, monkeypatch, caplog, decoder, change, error, message
+) -> None:
+    monkeypatch.setattr(av, "open", change)
+    with pytest.raises(error, match=message):
+        open_video(videos["short_gop.mp4"], decoder)
+    (record,) = caplog.records
+    assert "not a fault of the file" in record.getMessage() and f"av {av.__version__}" in record.getMessage()
+
+
+@pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
+def test_a_bug_while_frames_are_read_is_not_a_bad_video(videos, monkeypatch, decoder) -> None:
+    with open_video(videos["short_gop.mp4"], decoder) as video:
+        monkeypatch.setattr(decode.Crop, "__call__", lambda self: None)
+        with pytest.raises(TypeError):
+            video.read([3])
+
+
 def test_a_cover_picture_is_no_video(tmp_path) -> None:
     path = tmp_path / "song.mp3"
     with av.open(str(path), "w") as out:

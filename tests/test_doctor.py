@@ -150,6 +150,14 @@ def test_floors_are_those_of_setup_py():
     assert "pytest" not in floors
 
 
+def test_floors_of_an_installed_copy(monkeypatch, tmp_path):
+    """Where there is no setup.py; packaging has sorted the limits."""
+    required = ["torch>=2.7", "av<20,>=17", 'torchcodec>=0.11; extra == "torchcodec"', 'mkdocs<2,>=1.6; extra == "dev"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda package: required)
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "video_gn" / "doctor.py"))
+    assert doctor.floors() == {"torch": "2.7", "av": "17", "torchcodec": "0.11"}
+
+
 def test_a_missing_decoder_matters_where_the_config_asks_for_it(monkeypatch):
     monkeypatch.setattr(packages, "_installed", lambda package: None if package == "decord" else "99")
     asking = HERE._replace(config=config(decoder="decord"))
@@ -164,6 +172,23 @@ def test_a_missing_decoder_matters_where_the_config_asks_for_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: "installed, and broken")
     assert [line.status for line in decoders.decoder("decord", HERE)] == ["warning"]
     assert [line.status for line in decoders.decoder("pyav", HERE)] == ["error"]
+
+
+@pytest.mark.parametrize("name", ["auto", "pyav"])
+def test_a_pyav_with_another_api(monkeypatch, name):
+    """The clip is written; opening it meets an argument that this PyAV does not have."""
+    import av
+
+    def open_of_another_version(file, mode="r", format=None):
+        return original(file, mode, format)
+
+    original = av.open
+    monkeypatch.setattr(av, "open", open_of_another_version)
+    (check,) = (check for check in doctor.CHECKS if check.name == f"decoder {name}")
+    (line,) = run_check(check, HERE)
+    assert line.status == "error"
+    assert line.text.startswith("TypeError: ") and "unexpected keyword argument" in line.text
+    assert "pip install -e ." in line.remedy
 
 
 def test_torchvision_of_another_build(monkeypatch):

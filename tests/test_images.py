@@ -189,6 +189,18 @@ def test_unreadable_images(tmp_path):
         ImageReader(str(tmp_path / "absent.jpg"))
 
 
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError, ImportError])
+@pytest.mark.parametrize("step", ["PIL.Image.open", "PIL.JpegImagePlugin.JpegImageFile.load"])
+def test_a_bug_or_another_pillow_is_not_a_bad_image(tmp_path, monkeypatch, step, error):
+    def fail(*_, **__):
+        raise error("unexpected keyword argument")
+
+    Image.fromarray(smooth(20, 30, 1)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(error), ImageReader(str(tmp_path / "a.jpg")) as image:
+        image.read([0])
+
+
 def test_random_area_views():
     """8 to 100 % of the area, aspect 3/4 to 4/3, inside the image, anywhere."""
     views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), keyed_rng(k)) for k in range(2000)]

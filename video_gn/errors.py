@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+PROGRAMMING_ERRORS = (AssertionError, AttributeError, ImportError, NameError, TypeError)
+"""Exceptions that say nothing about the file being read: a bug, or a library with another API. Nothing may turn them
+into a bad video, which would blame every file in turn."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend. Tools print its one line and exit with code 2.

@@ -13,7 +13,7 @@ from video_gn.data.augment import View, scaled
 from video_gn.data.decode import VideoError, VideoReader
 from video_gn.data.display import Crop
 from video_gn.data.lists import Record
-from video_gn.errors import UserError
+from video_gn.errors import PROGRAMMING_ERRORS, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the name says: others run programs (EPS) or read other files
@@ -116,6 +116,8 @@ class ImageReader(VideoReader):
             self._image = Image.open(path, formats=FORMATS)
         except FileNotFoundError:
             raise VideoError(path, "no such file") from None
+        except PROGRAMMING_ERRORS:
+            raise
         except Exception as error:  # many kinds, for a damaged file
             raise VideoError(path, f"not a readable image ({_first_line(error)})") from None
         self.width, self.height = self._image.size
@@ -131,6 +133,8 @@ class ImageReader(VideoReader):
     def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         try:
             self._image.load()
+        except PROGRAMMING_ERRORS:
+            raise
         except Exception as error:
             raise VideoError(self.path, f"damaged image ({_first_line(error)})") from None
         try:

@@ -13,7 +13,9 @@ from video_gn.doctor.packages import asks_for
 from video_gn.errors import UserError
 from video_gn.files.children import call_in_child
 
-DECODER_REMEDY = "Install it anew (INSTALL.md), or set data.decoder to one that is OK here."
+DECODER_REMEDY = (
+    "Run `pip install -e .` for a version that fits (INSTALL.md), or set data.decoder to one that is OK here."
+)
 
 
 def decoder(name: str, target: Target) -> Iterator[Line]:

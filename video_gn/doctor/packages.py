@@ -22,7 +22,7 @@ def floors() -> dict[str, str]:
     else:
         required = importlib.metadata.requires("video_gn") or []
         text = " ".join(line for line in required if '"dev"' not in line)
-    return dict(re.findall(r"([A-Za-z][\w-]*)>=([\d.]+)", text))
+    return dict(re.findall(r"([A-Za-z][\w-]*)(?:<[\d.]+,)?>=([\d.]+)", text))
 
 
 def versions(target: Target) -> Iterator[Line]:

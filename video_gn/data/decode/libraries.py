@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import re
+import sys
 from typing import Any
 
 from video_gn.errors import UserError
@@ -47,3 +48,9 @@ def load(decoder: str) -> Any:
             logger.info("torchcodec %s cannot be used", package.__version__)
             return None
     return module
+
+
+def loaded() -> dict[str, str]:
+    """Return the versions of the decoders' packages that have been imported."""
+    packages = [sys.modules.get(module.partition(".")[0]) for module in _MODULES.values()]
+    return {package.__name__: str(getattr(package, "__version__", "?")) for package in packages if package is not None}

@@ -16,6 +16,7 @@ import numpy as np
 from video_gn.data.decode import libraries
 from video_gn.data.decode.errors import VideoError
 from video_gn.data.display import Display, square_or
+from video_gn.errors import PROGRAMMING_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,21 @@ _MATRIX = "DISPLAYMATRIX"
 def reading(path: str) -> Iterator[None]:
     """Turn a library's complaint about a file into a VideoError with one line of reason.
 
-    Damaged files make the libraries raise nearly anything (PyAV: IndexError, where a stream appears late).
+    Damaged files make the libraries raise nearly anything (PyAV: IndexError, where a stream appears late), except
+    PROGRAMMING_ERRORS, which pass through.
     """
     try:
         yield
     except VideoError:
+        raise
+    except PROGRAMMING_ERRORS as error:
+        logger.error(
+            "%s while reading %s: not a fault of the file, but a bug or a decoder of an unsuitable version (%s here); "
+            "`python tools/doctor.py` tries the decoders",
+            type(error).__name__,
+            path,
+            ", ".join(f"{name} {version}" for name, version in libraries.loaded().items()),
+        )
         raise
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -45,8 +56,9 @@ def open_stream(path: str, data: bytes | None) -> tuple[Any, Any]:
     """Open a file with PyAV. Returns the container and its best video stream. Raises VideoError where there is none."""
     av = libraries.load("pyav")
     file = io.BytesIO(data) if data else os.path.abspath(path)
-    # Some tags are not UTF-8; formats that are lists of files would lead anywhere.
-    container = av.open(file, metadata_errors="replace", options={"format_whitelist": FORMATS})
+    # Some tags are not UTF-8: PyAV 19 always opens such files, and has dropped the argument that older ones need.
+    tags = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    container = av.open(file, options={"format_whitelist": FORMATS}, **tags)  # lists of files would lead anywhere
     try:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:

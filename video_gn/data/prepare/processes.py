@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from video_gn.data.decode import VideoError, check_decoder
-from video_gn.errors import UserError
+from video_gn.errors import PROGRAMMING_ERRORS, UserError
 from video_gn.files.risky import ChildCrashed, ChildLate, call_each
 
 Results = Generator[tuple[int, Any], None, None]
@@ -27,6 +28,7 @@ def in_children(
 
     Raises:
         UserError: `work` raised it, as where a file cannot be written; or `jobs` or `seconds` cannot work.
+        PROGRAMMING_ERRORS: `work` raised one, and has printed its traceback.
     """
     preload = ["video_gn.data.prepare"]
     with suppress(UserError):
@@ -35,7 +37,7 @@ def in_children(
     with closing(call_each(partial(_caught, work), calls, jobs, seconds, preload)) as answers:
         for index, answer in answers:
             path = os.fspath(calls[index][0])
-            if isinstance(answer, UserError):
+            if isinstance(answer, (UserError, *PROGRAMMING_ERRORS)):
                 raise answer
             if isinstance(answer, ChildLate):
                 answer = VideoError(path, f"took longer than the limit of {seconds:g} s")
@@ -45,10 +47,13 @@ def in_children(
 
 
 def _caught(work: Callable[..., Any], *call: Any) -> Any:
-    """Return what `work` returns, or raises: a UserError or VideoError as it is, others as a VideoError."""
+    """Return what `work` returns, or raises: what is no fault of the video as it is, all else as a VideoError."""
     try:
         return work(*call)
     except (VideoError, UserError) as error:
+        return error
+    except PROGRAMMING_ERRORS as error:
+        traceback.print_exc()
         return error
     except Exception as error:
         return VideoError(os.fspath(call[0]), f"{type(error).__name__}: {error}")
