@@ -36,11 +36,10 @@ from tests.numbered_videos import (
     without_frame,
     write,
 )
-from video_gn.data import packets
-from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video, packets
+from video_gn.data.decode.display import block_means
+from video_gn.data.decode.packets import is_unreferenced
 from video_gn.data.decode.pyav import PyAVReader
-from video_gn.data.display import block_means
-from video_gn.data.packets import is_unreferenced
 from video_gn.errors import UserError
 
 av = pytest.importorskip("av")

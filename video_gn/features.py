@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from video_gn.config import Config, flatten, parse_config
 from video_gn.console import say
-from video_gn.data.augment import gather_clips, render
+from video_gn.data.augment import network_input
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
-from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.loader import eval_loader
 from video_gn.data.targets import Target, parse_several, text_of
+from video_gn.data.workers import naming_videos
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.datasets import (
@@ -288,14 +289,11 @@ class _Extraction:
     def _clips(self, item: Clips) -> Tensor:
         """Features of each clip, the mean over its views: float32 (K, C)."""
         config, device = self.config, self.world.device
-        frames = item.frames.to(device, non_blocking=True)
         dtype = autocast_dtype(config.train.precision, device)
-        frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
-        clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
+        at_once = max(1, config.test.clips_per_batch // len(item.views))
         parts = []
-        for chunk in torch.from_numpy(item.clip_indices).to(device).split(clips_a_pass):
-            clips = gather_clips(frames, chunk)  # view by view
-            features = pooled(self.model, clips if config.dims == 3 else clips.squeeze(2), self.stage)
+        for clips in network_input(item, device, config.data.mean, config.data.std, config.dims, dtype, at_once):
+            features = pooled(self.model, clips, self.stage)  # view by view
             parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
         return torch.cat(parts)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -22,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
-from video_gn.data.augment import Box, eval_views, gather_clips, render
-from video_gn.data.dataset import Clips, read_clips, read_uniform_clips
+from video_gn.data.augment import network_input
+from video_gn.data.dataset import Clips, read_clips, read_planned
 from video_gn.data.decode import VideoReader, check_decoder, open_video
-from video_gn.data.display import Crop
+from video_gn.data.decode.display import Crop
 from video_gn.data.images import ImageReader
+from video_gn.data.sampling import Box, eval_views, uniform_clips
 from video_gn.data.targets import labels_of
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
@@ -148,9 +150,16 @@ class Classifier:
     def scores(self, video: Video) -> np.ndarray:
         """Return mean probabilities over the clips and views of the test: float32 (K,). Raises as `predict`."""
         test = self.config.test
-        with self.open(video) as reader:
-            spec = clip_spec(self.config)
-            item = read_uniform_clips(reader, test.clips, test.clip_starts, spec, test.views, test.short_side)
+        plan = partial(
+            uniform_clips,
+            clips=test.clips,
+            clip_starts=test.clip_starts,
+            spec=clip_spec(self.config),
+            kind=test.views,
+            short_side=test.short_side,
+        )
+        frames, clips = read_planned(partial(self.open, video), plan)
+        item = Clips(0, 0, frames, clips.clip_indices, clips.views)
         return self._probabilities(item).mean(0).cpu().numpy()
 
     @torch.inference_mode()
@@ -211,16 +220,13 @@ class Classifier:
 
     def _probabilities(self, item: Clips) -> Tensor:
         """float32 (V * K clips, classes), as the test has it."""
-        with autocast(self.config.train.precision, self.device)():
-            window = self.model.feature_size(self.config.data.crop)
-            return score_video(self.model, item, self.config, window, self.device)
+        return score_video(self.model, item, self.config, self.device)
 
     def _input(self, item: Clips) -> Tensor:
         """Clips as the network is fed them: (V K, 3, T, H, W)."""
         data = self.config.data
         dtype = autocast_dtype(self.config.train.precision, self.device)
-        frames = render(item.frames.to(self.device), item.views, data.mean, data.std, dtype=dtype)
-        return gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device))
+        return next(network_input(item, self.device, data.mean, data.std, dtype=dtype))
 
 
 def load(

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from video_gn.config import Config
 from video_gn.console import say
-from video_gn.data.dataset import MIXING, Clips, TestClips
+from video_gn.data.dataset import Clips, TestClips
 from video_gn.data.decode import check_decoder, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.mixing import Mix
-from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
+from video_gn.data.sampling import MIXING, clip_indices, keyed_rng, uniform_starts
 from video_gn.data.targets import name_of
 from video_gn.distributed.world import World
 from video_gn.draw.text import INK, PAPER, font, resized, shorten

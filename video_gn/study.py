@@ -27,8 +27,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from video_gn.config import Config, Positive, Section, differences, flatten, load_config, parse_config, read_yaml
 from video_gn.console import say
-from video_gn.data.loader import WorkerLost
 from video_gn.data.motion import CLASSES, write_dataset
+from video_gn.data.workers import WorkerLost
 from video_gn.distributed.world import World, world
 from video_gn.draw.figures import plot_panels, write_figure
 from video_gn.engine.health import TooManyUnreadable

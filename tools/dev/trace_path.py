@@ -26,6 +26,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ class Trace:
         self.places = list(dict.fromkeys(place for place, _ in self.legs))
         self.changes = len(self.legs) - 1
         files = [call.file for call in self.calls]
-        self.strict = len(set(files)), sum(a != b for a, b in zip(files, files[1:], strict=False))
+        self.strict = len(set(files)), sum(a != b for a, b in pairwise(files))
 
     def __str__(self) -> str:
         first = f"{len(self.places)} files, {self.changes} changes of file"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler
 
 from video_gn.benchmark.videos import Video
-from video_gn.data.dataset import ClipSpec
+from video_gn.data.sampling import ClipSpec
 
 Transform = Callable[[dict], dict]
 

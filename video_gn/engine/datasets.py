@@ -16,10 +16,11 @@ import torch
 from video_gn.config import Config
 from video_gn.console import say
 from video_gn.data.augment import augmentations
-from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
+from video_gn.data.dataset import TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
 from video_gn.data.mixing import Mixing
+from video_gn.data.sampling import ClipSpec
 from video_gn.data.targets import labels_of, text_of
 from video_gn.distributed.world import World
 from video_gn.engine.health import QUARANTINE

@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from tqdm import tqdm
 
 from video_gn.config import Config, flatten, parse_config
 from video_gn.console import say
-from video_gn.data.augment import gather_clips, render
+from video_gn.data.augment import network_input
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, find_list
-from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.loader import eval_loader
+from video_gn.data.workers import naming_videos
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.board import show_test
@@ -229,18 +231,14 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
     """Score this rank's share of the videos."""
     dataset, data = test_dataset(config, records), config.data
     loader = eval_loader(dataset, 1, data.workers, world.device, world.rank, world.size, data.timeout)
-    window = model.feature_size(config.data.crop)
-    precision = autocast(config.train.precision, world.device)
     scores = Scores()
     bar = tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True)
     with naming_videos():
-        for (item,) in bar:
+        for item, probabilities in score_items(model, chain.from_iterable(bar), config, world.device):
             for error in item.unreadable:
                 scores.unreadable[item.index] = error.reason
                 say(f"video not scored: {error}")
-            if item.views:
-                with precision():
-                    probabilities = score_video(model, item, config, window, world.device)
+            if probabilities is not None:
                 row = probabilities.mean(0).cpu().numpy()  # sync point: once a video
                 if not np.isfinite(row).all():
                     raise UserError(f"the scores of {records[item.index].path} are not finite; test another checkpoint")
@@ -249,20 +247,36 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
     return scores
 
 
-def score_video(model: Network, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
-    """Return the scores of each view and clip of a video, averaged over the last map: float32 (V * K, classes)."""
-    task = build_task(config)
-    frames = item.frames.to(device, non_blocking=True)
-    dtype = autocast_dtype(config.train.precision, device)
-    frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
-    clip_indices = torch.from_numpy(item.clip_indices).to(device)
-    clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
-    scores = []
-    for chunk in clip_indices.split(clips_a_pass):
-        clips = gather_clips(frames, chunk)
-        logits = model(clips if config.dims == 3 else clips.squeeze(2), window)
-        scores.append(task.probabilities(logits).mean(1))
-    return torch.cat(scores)
+def score_items(
+    model: Network, items: Iterable[Clips], config: Config, device: torch.device
+) -> Iterator[tuple[Clips, Tensor | None]]:
+    """Yield videos as they come, each with the scores of its views and clips, averaged over the last map.
+
+    The scores are float32 (V * K, classes); None for a video that could not be read.
+    """
+    task, data = build_task(config), config.data
+    window = model.feature_size(data.crop)
+    precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
+    dims, at_once = config.dims, config.test.clips_per_batch
+    for item in items:
+        if not item.views:
+            yield item, None
+            continue
+        # A few clips at a time, each in all views.
+        clips = network_input(item, device, data.mean, data.std, dims, dtype, max(1, at_once // len(item.views)))
+        logits = []
+        with precision():
+            for each in clips:
+                logits.append(model(each, window))
+            scores = task.probabilities(torch.cat(logits)).mean(1)
+        yield item, scores
+
+
+def score_video(model: Network, item: Clips, config: Config, device: torch.device) -> Tensor:
+    """Return the scores of each view and clip of a video that was read, as `score_items`: float32 (V * K, classes)."""
+    _, scores = next(score_items(model, [item], config, device))
+    assert scores is not None
+    return scores
 
 
 def protocol(config: Config) -> str:
