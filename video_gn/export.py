@@ -25,7 +25,7 @@ from video_gn import __version__
 from video_gn.config import Config, parse_config
 from video_gn.console import say
 from video_gn.engine.datasets import class_names, warn_of_other_classes
-from video_gn.engine.test import protocol
+from video_gn.engine.results import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, replacing
 from video_gn.models import Network

@@ -7,9 +7,7 @@ leaves is right, and the same command goes on behind the index's last row.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -47,6 +45,7 @@ from video_gn.engine.datasets import (
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
+from video_gn.files.tables import csv_text, foreign_table
 from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
@@ -198,11 +197,8 @@ class _Store:
         for record, features, clips in videos:
             self.rows.append(Row(record.path, record.target, shard, first, clips))
             first += len(features)
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        lines.writerows([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
-        write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
+        rows = ([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
+        write_text(self.folder / INDEX, csv_text([COLUMNS, *rows]), ELSEWHERE)
 
     def _write(self, name: str, features: np.ndarray) -> None:
         """A shard, in one move."""
@@ -216,11 +212,11 @@ class _Store:
 
 
 def read_index(folder: str | Path) -> list[Row]:
-    """The rows of a folder's index.csv, in its order."""
-    with (Path(folder) / INDEX).open(newline="", encoding="utf-8") as file:
+    """Return the rows of a folder's index.csv, in its order. Raises UserError where it cannot be read."""
+    with foreign_table(Path(folder) / INDEX, "name a folder of features") as lines:
         return [
             Row(line["path"], _label(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
-            for line in csv.DictReader(file)
+            for line in lines
         ]
 
 

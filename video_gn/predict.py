@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,6 +20,7 @@ from video_gn.draw.figures import write_figure
 from video_gn.draw.text import panel, resized, write_video
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, fitting_name, make_folder, write_text
+from video_gn.files.tables import csv_text
 from video_gn.inference import Classifier, Prediction, Timeline
 
 ELSEWHERE = "give another --out"
@@ -155,15 +154,13 @@ def _pictures(
 
 
 def timeline_csv(line: Timeline, names: Sequence[str]) -> str:
-    """A row a clip: its first and last frame, the second of its middle (empty without a frame rate), its scores."""
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["first_frame", "last_frame", "seconds", *(f"score_{name}" for name in names)])
+    """Return one row per clip: its first and last frame, the second of its middle ("" without a rate), its scores."""
+    rows: list[list[object]] = [["first_frame", "last_frame", "seconds", *(f"score_{name}" for name in names)]]
     for start, middle, scores in zip(line.starts.tolist(), line.middles.tolist(), line.scores, strict=True):
         seconds = f"{middle / line.fps:.3f}" if line.fps else ""
         end = min(start + line.span, line.num_frames) - 1
-        rows.writerow([start, end, seconds, *(f"{score:.6g}" for score in scores)])
-    return table.getvalue()
+        rows.append([start, end, seconds, *(f"{score:.6g}" for score in scores)])
+    return csv_text(rows)
 
 
 def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path, classes: int = 5) -> None:

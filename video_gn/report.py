@@ -6,7 +6,6 @@ escaped where it enters: by `table`, `tag` and matplotlib's SVG writer.
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import re
@@ -31,9 +30,10 @@ from video_gn.config import Config, flatten, load_config, parse_config
 from video_gn.data.targets import labels_of
 from video_gn.draw.figures import plot_confusion
 from video_gn.engine.optim import PAPER_GPUS
-from video_gn.engine.test import protocol, read_results, result_path
+from video_gn.engine.results import protocol, read_results, result_path
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
+from video_gn.files.tables import csv_rows
 from video_gn.run.log import read_log
 from video_gn.run.plots import labels, plot_curves, plot_percentiles
 from video_gn.tasks import Figure, Scored, Task, build_task
@@ -159,14 +159,13 @@ def _read_test(path: Path, result: dict[str, Any]) -> Test:
     if not table_path.exists():
         return Test(path, result, task, [], None)
     try:
-        with table_path.open(encoding="utf-8", newline="") as stream:
-            rows = csv.reader(stream)
-            classes = [name.removeprefix("score_") for name in next(rows)[4:]]
-            task = build_task(config, len(classes))
-            scored = [row for row in rows if row[4]]
-            targets, predicted = ([task.parse(row[column]) for row in scored] for column in (1, 2))
-            scores = np.array([row[4:] for row in scored], dtype=np.float32).reshape(-1, len(classes))
-    except (OSError, ValueError, IndexError, StopIteration, csv.Error) as error:
+        head, *rows = csv_rows(table_path)
+        classes = [name.removeprefix("score_") for name in head[4:]]
+        task = build_task(config, len(classes))
+        scored = [row for row in rows if row[4]]
+        targets, predicted = ([task.parse(row[column]) for row in scored] for column in (1, 2))
+        scores = np.array([row[4:] for row in scored], dtype=np.float32).reshape(-1, len(classes))
+    except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{table_path}: not a table of scores ({error}); test again or remove it") from None
     return Test(path, result, task, classes, Scored(targets, predicted, scores))
 

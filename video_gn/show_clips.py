@@ -34,7 +34,7 @@ from video_gn.engine.datasets import (
     train_dataset,
 )
 from video_gn.engine.optim import global_batch
-from video_gn.engine.test import protocol
+from video_gn.engine.results import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
 

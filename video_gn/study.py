@@ -6,8 +6,6 @@ A study file (configs/studies/) is YAML of the schema `Study`. Each run is an or
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import re
@@ -32,10 +30,12 @@ from video_gn.data.workers import WorkerLost
 from video_gn.distributed.world import World, world
 from video_gn.draw.figures import plot_panels, write_figure
 from video_gn.engine.health import TooManyUnreadable
-from video_gn.engine.test import protocol, read_results, test_checkpoint
+from video_gn.engine.results import protocol, read_results
+from video_gn.engine.test import test_checkpoint
 from video_gn.engine.train import train
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, write_error, write_text
+from video_gn.files.tables import csv_text
 from video_gn.run.checkpoint import LAST
 from video_gn.run.folder import SAME_RESULT
 from video_gn.run.lock import hold_on_rank0
@@ -544,19 +544,17 @@ def table(study: Study, summary: Summary) -> str:
 
 
 def rows_csv(study: Study, runs: Sequence[Run], results: dict[int, Result]) -> str:
-    """A row a finished run: the cell's values, the seed, what was measured, the folder."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    """Return one row per finished run: the cell's values, the seed, what was measured, the folder."""
     task = build_task(runs[0].config)
     name = task.monitored.name.lower()
     measures = [f"final_val_{name}", f"median5_val_{name}", f"test_{task.scores[0].key}"]
-    rows.writerow([*study.keys, "seed", *measures, "folder"])
+    rows: list[list[object]] = [[*study.keys, "seed", *measures, "folder"]]
     for index, result in results.items():
         run = runs[index]
         values = [show(run.cell[key]) if key in run.cell else "" for key in study.keys]
         measured = [result.final, result.median5, "" if result.test is None else result.test]
-        rows.writerow([*values, run.seed, *measured, run.folder])
-    return text.getvalue()
+        rows.append([*values, run.seed, *measured, run.folder])
+    return csv_text(rows)
 
 
 def plot_errors(study: Study, summary: Summary, measured: str, out: Path) -> None:
