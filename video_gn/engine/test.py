@@ -112,7 +112,7 @@ def _read_records(path: Path, config: Config, names: Sequence[str], world: World
 
 
 def _has_no_labels(config: Config) -> bool:
-    """Return whether a list that cannot be read is of paths only: no line ends in a number, all in what looks like a file."""
+    """Return whether a list that cannot be read has paths only: no line ends in a number, all in what looks like a file."""
     try:
         text = find_list(config.data.test_list, config.data.root).read_text(encoding="utf-8-sig")
     except (UserError, OSError, ValueError):
