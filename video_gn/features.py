@@ -201,7 +201,7 @@ class _Store:
         write_text(self.folder / INDEX, csv_text([COLUMNS, *rows]), ELSEWHERE)
 
     def _write(self, name: str, features: np.ndarray) -> None:
-        """A shard, in one move."""
+        """Write a shard atomically."""
         with replacing(self.folder / name, ELSEWHERE) as temporary, temporary.open("wb") as file:
             if self.form == "npz":
                 np.savez(file, features=features)
@@ -226,7 +226,7 @@ def _label(text: str) -> Target:
 
 
 def read_shard(path: str | Path) -> np.ndarray:
-    """A shard's features: float32 (rows, C)."""
+    """Return a shard's features: float32 (rows, C)."""
     if Path(path).suffix == ".npz":
         with np.load(path) as arrays:
             return arrays["features"]
@@ -333,12 +333,12 @@ def _meta(state: ckpt.Checkpoint, config: Config, records: list[Record], device:
 
 
 def _short(value: object) -> str:
-    """A value in a message; of a SHA-256 its beginning."""
+    """Return a value in a message; of a SHA-256 its beginning."""
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _check_unreadable(result: Features, config: Config) -> None:
-    """Raises UserError when more videos than test.max_unreadable have no features."""
+    """Raise UserError when more videos than test.max_unreadable have no features."""
     if len(result.unreadable) > config.test.max_unreadable:
         print(result.text())
         raise UserError(

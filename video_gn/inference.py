@@ -74,7 +74,7 @@ class Timeline:
         return self.starts + min(self.span, self.num_frames) / 2
 
     def top(self, count: int) -> list[int]:
-        """The labels with the highest peaks, in the order of their means."""
+        """Return the labels with the highest peaks, in the order of their means."""
         peaks = np.argsort(-self.scores.max(0), kind="stable")[:count]
         return sorted(peaks.tolist(), key=lambda label: -self.scores[:, label].mean())
 
@@ -94,7 +94,7 @@ class Gradcam:
     label: int
 
     def heat(self, clip: int) -> Tensor:
-        """A clip's map on the source: float32 (span, box height, box width); 1 is the highest of the whole video."""
+        """Return a clip's map on the source: float32 (span, box height, box width); 1 is the highest of the video."""
         maps = torch.from_numpy(self.maps[clip])[None, None] / max(float(self.maps.max()), 1e-12)
         return F.interpolate(maps, (self.span, *self.box[2:]), mode="trilinear")[0, 0]
 
@@ -123,7 +123,7 @@ class Classifier:
     def predict(self, video: list[Video] | list[str] | list[Path], top: int = 5) -> list[list[Prediction]]: ...
 
     def predict(self, video, top=5):  # type: ignore[no-untyped-def]
-        """The `top` classes of a video, best first; of a list of videos, a list of them.
+        """Return the `top` classes of a video, best first; of a list of videos, a list of them.
 
         Raises:
             VideoError: a file cannot be read.
@@ -134,7 +134,7 @@ class Classifier:
         return self.ranked(self.scores(video), top)
 
     def ranked(self, scores: np.ndarray, top: int = 5) -> list[Prediction]:
-        """The classes with the highest of the scores (K,), best first."""
+        """Return the classes with the highest of the scores (K,), best first."""
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         return [Prediction(label, self.names[label], float(scores[label])) for label in order]
 
@@ -164,7 +164,7 @@ class Classifier:
 
     @torch.inference_mode()
     def timeline(self, video: Video) -> Timeline:
-        """The scores of clips that start a quarter of their length apart. Raises as `predict`."""
+        """Return the scores of clips that start a quarter of their length apart. Raises as `predict`."""
         data, test = self.config.data, self.config.test
         span = max(data.frames * data.stride, 1)
         with self.open(video) as reader:
@@ -209,7 +209,7 @@ class Classifier:
         return Gradcam(starts, span, box, torch.cat(maps).cpu().numpy(), label)
 
     def open(self, video: Video) -> VideoReader:
-        """The reader of a file or of frames."""
+        """Return the reader of a file or of frames."""
         if isinstance(video, (np.ndarray, Tensor)):
             return FramesReader(video)
         path = os.fspath(video)
@@ -232,7 +232,7 @@ class Classifier:
 def load(
     checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", overrides: Sequence[str] = ()
 ) -> Classifier:
-    """A classifier from a checkpoint of this package.
+    """Return a classifier from a checkpoint of this package.
 
     Args:
         device: `auto` is a GPU where there is one; else cpu, cuda or cuda:1.

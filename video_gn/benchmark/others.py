@@ -48,7 +48,7 @@ class ClipsOfRecord:
         self.reset()
 
     def reset(self) -> None:
-        """Called after the last clip of a video."""
+        """Forget a video, after its last clip."""
         self.next = 0
 
     def __call__(self, last_end: float, duration: float, record: dict) -> Any:

@@ -65,7 +65,7 @@ def run(*, videos: Path | None, repeats: int, quick: bool) -> list[Table]:
 
 
 def _one(work: object, *arguments: object) -> int:
-    """Does the work on one video."""
+    """Do the work on one video."""
     work(*arguments)  # type: ignore[operator]
     return 1
 
@@ -111,7 +111,7 @@ def _render(item: Clips, config: Config) -> Tensor:
 
 
 def _their_clips(video: Video, config: Config, decoder: str) -> Tensor:
-    """The same clips by LabeledVideoDataset and the transforms of pytorchvideo's tutorial."""
+    """Return the same clips by LabeledVideoDataset and the transforms of pytorchvideo's tutorial."""
     data = config.data
     starts = uniform_starts(video.num_frames, data.frames, data.stride, config.test.clips)
     transform = others.test_transform(data.frames, data.crop, config.test.short_side)

@@ -58,7 +58,7 @@ class Clips:
     """Augmentations, as drawn for these clips."""
 
     def pin_memory(self) -> Clips:
-        """Called by the DataLoader: page-locked frames, for an asynchronous copy to the GPU."""
+        """Return clips with page-locked frames, for an asynchronous copy to the GPU. The DataLoader calls this."""
         return replace(self, frames=self.frames.pin_memory())
 
 
@@ -164,13 +164,13 @@ class TrainClips(_Videos):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Clips]:
-        """The clips of a forward pass: the DataLoader calls this, which sees the clips of one video side by side."""
+        """Return the clips of a micro-batch: the DataLoader calls this, which sees a video's clips side by side."""
         k = self.clips_per_video
         runs = itertools.groupby(keys, lambda key: (key[0], key[1] // k))
         return [clip for run, group in runs for clip in self._run(*run, [position % k for _, position in group])]
 
     def _run(self, epoch: int, run: int, numbers: Sequence[int]) -> list[Clips]:
-        """The clips of these numbers of the epoch's video number `run`, or of the next one that can be read."""
+        """Return these clips, by number, of the epoch's video number `run`, or of the next one that can be read."""
         cycle, part = divmod(epoch, self.clips_per_video)
         order = epoch_order(len(self), self.seed, cycle)
         slot = part * (len(order) // self.clips_per_video) + run
@@ -308,5 +308,5 @@ def read_clips(
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the videos in an epoch: a permutation that is a function of (seed, epoch)."""
+    """Return the order of the videos in an epoch: a permutation that is a function of (seed, epoch)."""
     return keyed_rng(seed, ORDER, epoch).permutation(num_videos)

@@ -99,7 +99,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World, fold
 
 
 def _read_records(path: Path, config: Config, names: Sequence[str], world: World) -> list[Record]:
-    """The list's records. Of a list without labels, an error that names what needs none."""
+    """Return the list's records. Of a list without labels, raise an error that names what needs none."""
     try:
         return read_records(config, config.data.test_list, world, names)
     except UserError:
@@ -112,7 +112,7 @@ def _read_records(path: Path, config: Config, names: Sequence[str], world: World
 
 
 def _has_no_labels(config: Config) -> bool:
-    """Return whether a list that cannot be read has paths only: no line ends in a number, all in what looks like a file."""
+    """Return whether a list that cannot be read has paths only: no line ends in a number, all in a file's name."""
     try:
         text = find_list(config.data.test_list, config.data.root).read_text(encoding="utf-8-sig")
     except (UserError, OSError, ValueError):
@@ -158,7 +158,7 @@ class Scores:
 
     @classmethod
     def merged(cls, shares: Sequence[Scores]) -> Scores:
-        """The ranks' shares together."""
+        """Return the ranks' shares together."""
         rows = {index: row for share in shares for index, row in share.rows.items()}
         unreadable = {index: reason for share in shares for index, reason in share.unreadable.items()}
         return cls(rows, unreadable, sum(share.clips for share in shares))
@@ -218,7 +218,7 @@ def score_video(model: Network, item: Clips, config: Config, device: torch.devic
 
 
 def _check_unreadable(result: TestResult, config: Config) -> None:
-    """Raises UserError when more videos than test.max_unreadable could not be scored."""
+    """Raise UserError when more videos than test.max_unreadable could not be scored."""
     missing = result.videos_listed - result.videos_scored
     if missing > config.test.max_unreadable:
         print(result.table())

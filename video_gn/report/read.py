@@ -38,7 +38,7 @@ class Test:
 
     @property
     def is_own(self) -> bool:
-        """Return whether it is the run's own test, of last.pt on the list of its config: such files have the plain name."""
+        """Return whether it is the run's own test, of last.pt on its config's list: such files have the plain name."""
         return self.path == result_path(self.path.parent, self.result["protocol"], ".json")
 
     @property
