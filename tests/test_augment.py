@@ -18,29 +18,32 @@ from torchvision.transforms.v2 import functional as tv
 from video_gn.config import parse_config
 from video_gn.data import dataset
 from video_gn.data.augment import (
-    Box,
     Change,
     ColorJitter,
     Flip,
     Lighting,
     RandomErasing,
-    View,
-    area_reduction,
     augmentations,
-    cut,
-    eval_views,
     gather_clips,
-    random_area_view,
-    random_view,
-    reduction,
     render,
-    scaled,
 )
-from video_gn.data.dataset import ClipSpec, TrainClips, read_clips
+from video_gn.data.dataset import TrainClips, read_clips
 from video_gn.data.decode import VideoReader
 from video_gn.data.lists import Record
 from video_gn.data.rand_augment import OPERATIONS, RandAugment
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.sampling import (
+    Box,
+    ClipSpec,
+    View,
+    area_reduction,
+    cut,
+    eval_views,
+    keyed_rng,
+    random_area_view,
+    random_view,
+    reduction,
+    scaled,
+)
 
 RULE = settings(max_examples=50, deadline=None)
 SIZES = st.one_of(st.integers(1, 700), st.integers(1, 8), st.integers(1, 8000))

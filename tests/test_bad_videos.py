@@ -11,10 +11,11 @@ pytest.importorskip("av")
 from tests import bad_videos
 from tests.bad_videos import Look, Truth, look, look_at_all, number_of
 from video_gn.data import prepare
-from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
+from video_gn.data.dataset import TestClips, TrainClips, ValClips
 from video_gn.data.decode import DECODERS as NAMES
 from video_gn.data.decode import VideoError, libraries
 from video_gn.data.lists import Record
+from video_gn.data.sampling import ClipSpec
 
 TestClips.__test__ = False  # type: ignore[attr-defined]
 DECODERS = [

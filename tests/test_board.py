@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from video_gn.data.dataset import ClipSpec, TestClips
+from video_gn.data.dataset import TestClips
 from video_gn.data.lists import Record
 from video_gn.data.motion import write_dataset
+from video_gn.data.sampling import ClipSpec
 from video_gn.draw.board import LINE
 from video_gn.engine.board import show_test
 from video_gn.tasks.classification import Classification

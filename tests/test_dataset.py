@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from video_gn.config import parse_config
 from video_gn.data import dataset as module
-from video_gn.data.augment import ColorJitter, Flip, Lighting, View, augmentations
-from video_gn.data.dataset import Clips, ClipSpec, TrainClips, ValClips, epoch_order
+from video_gn.data.augment import ColorJitter, Flip, Lighting, augmentations
+from video_gn.data.dataset import Clips, TrainClips, ValClips, epoch_order
 from video_gn.data.decode import CountCorrected, VideoError
 from video_gn.data.lists import Record
+from video_gn.data.sampling import ClipSpec, View
 
 av = pytest.importorskip("av")
 
@@ -251,7 +252,7 @@ def test_test_views(folder: Path, views: str, cut: tuple[int, int, int, int], ex
 class FakeReader:
     """A video of 40 frames, 30 x 50, that counts what is asked of it."""
 
-    num_frames, height, width = 40, 30, 50
+    num_frames, height, width, shrinks = 40, 30, 50, False
 
     def __init__(self, path: str, decoder: str, log: list[tuple]) -> None:
         self.log = log
@@ -263,7 +264,7 @@ class FakeReader:
     def __exit__(self, *_: object) -> None:
         self.log.append(("close",))
 
-    def read(self, indices: list[int], box: tuple[int, int, int, int]) -> torch.Tensor:
+    def read(self, indices: list[int], box: tuple[int, int, int, int], reduction: int = 1) -> torch.Tensor:
         self.log.append(("read", indices, box))
         top, left, height, width = box
         numbers, rows, columns = np.ix_(indices, range(top, top + height), range(left, left + width))
@@ -567,7 +568,7 @@ def test_the_videos_left_out_change() -> None:
 class Miscounted(FakeReader):
     """Announces 40 frames, and has 30: that shows when one of the last 10 is read."""
 
-    def read(self, indices: list[int], box: tuple[int, int, int, int]) -> torch.Tensor:
+    def read(self, indices: list[int], box: tuple[int, int, int, int], reduction: int = 1) -> torch.Tensor:
         if self.num_frames == 40 and max(indices) >= 30:
             self.num_frames = 30
             raise CountCorrected("0", "announces 40 frames, and 30 can be decoded")

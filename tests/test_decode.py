@@ -36,11 +36,10 @@ from tests.numbered_videos import (
     without_frame,
     write,
 )
-from video_gn.data import packets
-from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video
+from video_gn.data.decode import CountCorrected, VideoError, VideoReader, libraries, open_video, packets
+from video_gn.data.decode.display import Crop, block_means
+from video_gn.data.decode.packets import is_unreferenced
 from video_gn.data.decode.pyav import PyAVReader
-from video_gn.data.display import block_means
-from video_gn.data.packets import is_unreferenced
 from video_gn.errors import UserError
 
 av = pytest.importorskip("av")
@@ -597,7 +596,7 @@ def test_a_bug_or_a_library_with_another_api_is_not_a_bad_video(
 @pytest.mark.parametrize("decoder", [*BACKENDS, backend("decord")])
 def test_a_bug_while_frames_are_read_is_not_a_bad_video(videos, monkeypatch, decoder) -> None:
     with open_video(videos["short_gop.mp4"], decoder) as video:
-        monkeypatch.setattr(decode.Crop, "__call__", lambda self: None)
+        monkeypatch.setattr(Crop, "__call__", lambda self: None)
         with pytest.raises(TypeError):
             video.read([3])
 

@@ -153,9 +153,9 @@ def test_floors_are_those_of_setup_py():
 def test_floors_of_an_installed_copy(monkeypatch, tmp_path):
     """Where there is no setup.py; packaging has sorted the limits."""
     required = ["torch>=2.7", "av<20,>=17", 'torchcodec>=0.11; extra == "torchcodec"', 'mkdocs<2,>=1.6; extra == "dev"']
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda package: required)
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "video_gn" / "doctor.py"))
-    assert doctor.floors() == {"torch": "2.7", "av": "17", "torchcodec": "0.11"}
+    monkeypatch.setattr(packages.importlib.metadata, "requires", lambda package: required)
+    monkeypatch.setattr(packages, "__file__", str(tmp_path / "video_gn" / "doctor" / "packages.py"))
+    assert packages.floors() == {"torch": "2.7", "av": "17", "torchcodec": "0.11"}
 
 
 def test_a_missing_decoder_matters_where_the_config_asks_for_it(monkeypatch):

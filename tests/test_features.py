@@ -22,7 +22,7 @@ from video_gn import features, inference
 from video_gn.config import load_config
 from video_gn.data import dataset
 from video_gn.data.decode import open_video
-from video_gn.data.loader import WorkerLost
+from video_gn.data.workers import WorkerLost
 from video_gn.errors import UserError
 from video_gn.features import extract_features, pooled, read_index, read_shard
 from video_gn.files.atomic import temporary_path

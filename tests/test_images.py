@@ -21,11 +21,11 @@ from tests.helpers import smooth
 from tests.networks import speak
 from tests.tiny_runs import ROOT, TINY_IMAGES, run
 from video_gn.config import load_config
-from video_gn.data import augment, dataset
-from video_gn.data.dataset import ClipSpec, TrainClips
+from video_gn.data import augment, dataset, sampling
+from video_gn.data.dataset import TrainClips
 from video_gn.data.decode import VideoError
 from video_gn.data.images import ImageReader, image_classes, read_image_folder, rgb_pixels
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.sampling import ClipSpec, keyed_rng
 from video_gn.engine.datasets import val_dataset
 from video_gn.engine.test import test_checkpoint as score_checkpoint
 from video_gn.engine.train import Trainer
@@ -87,10 +87,10 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(tmp_path, side, s
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=98)
     with ImageReader(str(tmp_path / "a.jpg")) as image:
         assert (image.height, image.width, image.num_frames) == (400, 512, 1)
-        (view,) = image.shrink([augment.View((72, 128, 256, 256), side, side)])
+        (view,) = image.shrink([sampling.View((72, 128, 256, 256), side, side)])
         assert (image.height, image.width) == (400 // scale, 512 // scale)
         assert view.box == tuple(v // scale for v in (72, 128, 256, 256))
-        box, views = augment.cut([view])
+        box, views = sampling.cut([view])
         frames = image.read([0], box)
     got = augment.render(frames, views, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))[0, 0]
     whole = Image.fromarray(pixels).crop((128, 72, 384, 328)).resize((side, side), Image.Resampling.BILINEAR)
@@ -203,7 +203,7 @@ def test_a_bug_or_another_pillow_is_not_a_bad_image(tmp_path, monkeypatch, step,
 
 def test_random_area_views():
     """8 to 100 % of the area, aspect 3/4 to 4/3, inside the image, anywhere."""
-    views = [augment.random_area_view(300, 400, 224, (0.08, 1.0), keyed_rng(k)) for k in range(2000)]
+    views = [sampling.random_area_view(300, 400, 224, (0.08, 1.0), keyed_rng(k)) for k in range(2000)]
     for top, left, height, width in (view.box for view in views):
         assert 0 <= top <= top + height <= 300
         assert 0 <= left <= left + width <= 400
@@ -212,7 +212,7 @@ def test_random_area_views():
     shares = np.array([v.box[2] * v.box[3] / 120_000 for v in views])
     assert shares.min() < 0.1
     assert shares.max() > 0.8
-    thin = augment.random_area_view(10, 1000, 224, (0.9, 1.0), keyed_rng(0))
+    thin = sampling.random_area_view(10, 1000, 224, (0.9, 1.0), keyed_rng(0))
     assert thin.box == (0, 495, 10, 10)  # nothing fits in ten tries: the centered square
 
 

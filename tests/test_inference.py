@@ -24,8 +24,7 @@ from tests.numbered_videos import without_frame
 from tests.tiny_runs import tool
 from tests.untrained import write_untrained
 from video_gn import inference, predict
-from video_gn.data import packets
-from video_gn.data.decode import VideoError, open_video
+from video_gn.data.decode import VideoError, open_video, packets
 from video_gn.data.motion import CLASSES
 from video_gn.distributed.world import World
 from video_gn.draw.text import BAR, panel, shorten, write_video

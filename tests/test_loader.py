@@ -28,22 +28,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from tests.helpers import HANG, children, is_running, session, wait_until
-from video_gn.data import loader as loader_module
-from video_gn.data.augment import Flip, View
-from video_gn.data.dataset import Clips, ClipSpec, TestClips, TrainClips, ValClips
+from video_gn.data import workers as workers_module
+from video_gn.data.augment import Flip
+from video_gn.data.dataset import Clips, TestClips, TrainBatches, TrainClips, ValClips
 from video_gn.data.decode import VideoError
 from video_gn.data.lists import Record
-from video_gn.data.loader import (
-    Batch,
-    DeviceBatches,
-    Loader,
-    TrainBatches,
-    WorkerLost,
-    _loader,
-    eval_loader,
-    naming_videos,
-    train_loader,
-)
+from video_gn.data.loader import Batch, DeviceBatches, Loader, _loader, eval_loader, train_loader
+from video_gn.data.sampling import ClipSpec, View
+from video_gn.data.workers import WorkerLost, naming_videos
 from video_gn.errors import UserError
 from video_gn.files.children import call_in_child
 from video_gn.limits import Space
@@ -420,6 +412,8 @@ class Deadly(ValClips):
         with self._open(index):
             if index == 3:
                 getattr(self, self.what)()
+        if self.reading is not None:
+            self._note("")
         return index  # type: ignore[return-value]
 
     def is_killed(self) -> None:
@@ -457,7 +451,7 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()  # loaders of tests before, whose dead workers torch would tell of again
     monkeypatch.setattr("video_gn.data.dataset.open_video", lambda path, decoder: nullcontext())
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(loader_module, "GRACE", 1.0)
+    monkeypatch.setattr(workers_module, "GRACE", 1.0)
 
 
 def loader_of(what: str, timeout: float = HANG) -> Loader:
@@ -466,8 +460,8 @@ def loader_of(what: str, timeout: float = HANG) -> Loader:
 
 def started(loader: Loader) -> list[int]:
     """The two workers, when both are at work."""
-    wait_until(lambda: len(loader.in_use()) == 2)
-    return list(loader.in_use())
+    wait_until(lambda: len(loader.workers.in_use()) == 2)
+    return list(loader.workers.in_use())
 
 
 HANGS = ["hangs", "hangs_in_c", "hangs_with_the_lock", "is_stopped"]
@@ -482,10 +476,10 @@ def test_a_lost_worker_ends_the_loop_and_names_its_video(
     batches = iter(loader)
     with pytest.raises(WorkerLost) as caught:
         next(batches)  # of the worker that does not hang: what the other one read may not be sent any more
-        wait_until(lambda: what not in HANGS or "sub/vidéo 3.mp4" in loader.in_use().values())
+        wait_until(lambda: what not in HANGS or "sub/vidéo 3.mp4" in loader.workers.in_use().values())
         batches.gi_frame.f_locals["batches"]._timeout = 1  # a hang is what is there now; a start may take longer
         list(batches)
-    assert not [pid for pid in loader.in_use() if is_running(pid)]
+    assert not [pid for pid in loader.workers.in_use() if is_running(pid)]
     assert caught.value.videos == ["sub/vidéo 3.mp4"]
     message = str(caught.value)
     assert message.startswith("DataLoader ") and "; in flight: sub/vidéo 3.mp4; start again" in message
@@ -533,7 +527,7 @@ def test_a_hung_worker_ends_with_the_loader(what: str, nothing_opens: None) -> N
     batches = iter(loader)
     next(batches)
     workers = started(loader)
-    wait_until(lambda: "sub/vidéo 3.mp4" in loader.in_use().values())
+    wait_until(lambda: "sub/vidéo 3.mp4" in loader.workers.in_use().values())
     del batches
     assert not [pid for pid in workers if is_running(pid)]
 
@@ -566,13 +560,13 @@ def test_no_worker_outlives_a_run_that_is_killed_at_the_fork(
     late: float, nothing_opens: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the workers have asked who their parent is: by chance, and for certain."""
-    begin = loader_module._start_worker
+    begin = workers_module._start_worker
 
     def begin_late(*arguments: Any) -> None:
         time.sleep(late)
         begin(*arguments)
 
-    monkeypatch.setattr(loader_module, "_start_worker", begin_late)
+    monkeypatch.setattr(workers_module, "_start_worker", begin_late)
     for number in [1, 2] if late else [1, 1, 1, 2, 2, 2]:
         run = run_of("reads")
         assert run.pid is not None
@@ -594,7 +588,7 @@ def test_a_run_that_fails_beside_a_hung_worker_ends() -> None:
         "    loader = loader_of('hangs_with_the_lock')\n"
         "    batches = iter(loader)\n"
         "    next(batches)\n"
-        "    wait_until(lambda: 'sub/vidéo 3.mp4' in loader.in_use().values())\n"
+        "    wait_until(lambda: 'sub/vidéo 3.mp4' in loader.workers.in_use().values())\n"
         "    raise UserError('a mistake')\n"
         "cli.run(main)\n"
     )
@@ -611,7 +605,7 @@ def test_no_video_is_in_use_between_reads(nothing_opens: None) -> None:
     for _ in range(9):
         next(batches)
     started(loader)
-    assert list(loader.in_use().values()) == ["", ""]
+    assert list(loader.workers.in_use().values()) == ["", ""]
 
 
 def test_the_main_process_needs_no_timeout() -> None:

@@ -14,10 +14,9 @@ from torchvision.transforms import v2
 
 from tests.tiny_runs import records, run, tiny, weights
 from video_gn.config import parse_config
-from video_gn.data.dataset import DROPOUT, MIXING
 from video_gn.data.mixing import Mix, Mixing
 from video_gn.data.motion import write_dataset
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.sampling import DROPOUT, MIXING, keyed_rng
 from video_gn.engine.datasets import mixing
 from video_gn.engine.train import Trainer
 from video_gn.errors import UserError

@@ -17,9 +17,10 @@ import torch
 
 from tests.numbered_videos import BACKENDS, backend, numbered, numbers, write
 from video_gn.data import stores
-from video_gn.data.dataset import Clips, ClipSpec, TrainClips
+from video_gn.data.dataset import Clips, TrainClips
 from video_gn.data.decode import NotFetched, VideoError, open_video
 from video_gn.data.lists import Record, check_files, find_list
+from video_gn.data.sampling import ClipSpec
 from video_gn.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests import field_coded
-from video_gn.data import packets
-from video_gn.data.packets import index_packets
+from video_gn.data.decode import packets
+from video_gn.data.decode.packets import index_packets
 
 av = pytest.importorskip("av")
 

@@ -19,6 +19,7 @@ from tools import report as tool
 from video_gn import cli, report
 from video_gn.config import load_config, parse_config, to_yaml
 from video_gn.errors import UserError
+from video_gn.report.scoring import table8_cell
 from video_gn.tasks.intervals import bootstrap_mean_class, wilson
 
 ROOT = Path(__file__).parent.parent
@@ -230,7 +231,7 @@ def test_table_8_beside_the_paper(tmp_path):
 
 def test_every_cell_of_table_8_has_its_config_and_other_runs_have_none():
     kinetics = ROOT / "configs" / "kinetics400"
-    cells = {path.stem: report.table8_cell(load_config(path)) for path in kinetics.glob("i3d_*.yaml")}
+    cells = {path.stem: table8_cell(load_config(path)) for path in kinetics.glob("i3d_*.yaml")}
     order = ("32x2_8clips", "32x2_4clips", "64x1_4clips")
     assert cells == {f"i3d_r50_{norm}_{clip}": (norm, k) for norm in ("bn", "gn") for k, clip in enumerate(order)}
     config = kinetics / "i3d_r50_gn_32x2_8clips.yaml"
@@ -239,10 +240,10 @@ def test_every_cell_of_table_8_has_its_config_and_other_runs_have_none():
         *("model.channels_per_group=16", "data.crop=112", "train.clips_per_gpu=2", "train.epochs=30"),
         "train.global_batch=32",
     ):
-        assert report.table8_cell(load_config(config, [other])) is None
-    assert report.table8_cell(load_config(config, ["train.global_batch=64", "seed=3"])) == ("gn", 0)
+        assert table8_cell(load_config(config, [other])) is None
+    assert table8_cell(load_config(config, ["train.global_batch=64", "seed=3"])) == ("gn", 0)
     bn = load_config(kinetics / "i3d_r50_bn_32x2_8clips.yaml", ["model.groups=16"])  # which BN does not have
-    assert report.table8_cell(bn) == ("bn", 0)
+    assert table8_cell(bn) == ("bn", 0)
 
 
 def test_a_tested_checkpoint_on_its_own(tmp_path):

@@ -62,9 +62,9 @@ def at_evaluation(number: int, what: Callable[[], None]) -> None:
     Trainer.evaluate = patched  # type: ignore[method-assign]
 
 
-def at_call(module: Any, name: str, number: int, what: Callable[[], None]) -> None:
-    """Before call `number` of a class's or (by its name) a module's function."""
-    module = importlib.import_module(module) if isinstance(module, str) else module
+def at_call(name_of_module: str, name: str, number: int, what: Callable[[], None]) -> None:
+    """Before call `number` of a module's function."""
+    module = importlib.import_module(name_of_module)
     real, calls = getattr(module, name), [0]
 
     def patched(*arguments: Any, **options: Any) -> Any:
@@ -200,6 +200,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     return folder / "run"
 
 
+STATE = "video_gn.engine.state"
 KILLS = {
     # 2 epochs of 5 steps; with OFTEN checkpoints 1 to 4 are of steps 1 to 4, 5 and 6 are best.pt and last.pt of step 5.
     "in a step": ([OFTEN], (at_step, 7, die)),
@@ -213,9 +214,9 @@ MORE_KILLS = {
     "between best.pt and last.pt": ([], (half_written, 2, die)),
     "between the moves of a checkpoint": ([OFTEN], (at_call, "os", "replace", 9, die)),
     "in the evaluation, long after the last checkpoint": ([], (at_evaluation, 2, die)),
-    "between epochs, before the checkpoint": ([], (at_call, Trainer, "_save", 1, die)),
-    "between the log line and its checkpoint": ([OFTEN], (at_call, Trainer, "_write", 3, die)),
-    "after the last log line": ([OFTEN], (at_call, Trainer, "_save", 10, die)),
+    "between epochs, before the checkpoint": ([], (at_call, STATE, "save", 1, die)),
+    "between the log line and its checkpoint": ([OFTEN], (at_call, STATE, "_write", 3, die)),
+    "after the last log line": ([OFTEN], (at_call, STATE, "save", 10, die)),
 }
 
 

@@ -13,10 +13,9 @@ from PIL import Image
 from tests.tiny_runs import TINY, tool
 from video_gn import show_clips as module
 from video_gn.config import Config, load_config
-from video_gn.data.dataset import MIXING
 from video_gn.data.decode import open_video
 from video_gn.data.motion import write_dataset
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.sampling import MIXING, keyed_rng
 from video_gn.draw.text import PAPER
 from video_gn.engine.datasets import mixing
 from video_gn.errors import UserError

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video_gn.models import stem
-from video_gn.models.resnet import ResNet
-from video_gn.models.stem import Conv3d, folded_conv3d
+from video_gn.models import resnet
+from video_gn.models.resnet import Conv3d, ResNet
+from video_gn.models.stem import folded_conv3d
 from video_gn.norm import norm_factory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = pytest.mark.skipif(
-    DEVICE == "cpu" and (stem.max_pool is None or os.environ.get("TRITON_INTERPRET") != "1"),
+    DEVICE == "cpu" and (resnet.max_pool is None or os.environ.get("TRITON_INTERPRET") != "1"),
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
 axis = st.tuples(st.integers(1, 7), st.integers(1, 3), st.integers(0, 3), st.integers(0, 9))
@@ -88,7 +88,7 @@ def test_max_pools_of_the_nets(kernel, stride, padding, dtype: torch.dtype) -> N
 def check_pool(shape, kernel, stride, padding, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.randint(-2, 3, shape).to(dtype).to(DEVICE, memory_format=torch.channels_last_3d).requires_grad_()
-    y, _ = stem.max_pool.max_pool(x, kernel, stride, padding)
+    y, _ = resnet.max_pool.max_pool(x, kernel, stride, padding)
     want = F.max_pool3d(x, kernel, stride, padding)
     assert y.dtype == dtype and torch.equal(y, want)
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
@@ -101,14 +101,14 @@ def check_pool(shape, kernel, stride, padding, dtype: torch.dtype) -> None:
 def test_max_pool_shows_a_nan() -> None:
     x = torch.zeros(1, 2, 2, 3, 3, device=DEVICE)
     x[0, 1, 1, 2, 1] = torch.nan
-    y, _ = stem.max_pool.max_pool(x, (2, 3, 3), (2, 2, 2), (0, 0, 0))
+    y, _ = resnet.max_pool.max_pool(x, (2, 3, 3), (2, 2, 2), (0, 0, 0))
     assert y[0, 0].isfinite().all() and y[0, 1].isnan().all()
 
 
 @KERNELS
 def test_max_pool_is_an_op() -> None:
     x = torch.randn(1, 2, 4, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    torch.library.opcheck(stem.max_pool.max_pool, (x, [2, 3, 3], [2, 2, 2], [0, 0, 0]))
+    torch.library.opcheck(resnet.max_pool.max_pool, (x, [2, 3, 3], [2, 2, 2], [0, 0, 0]))
 
 
 @KERNELS
@@ -120,7 +120,7 @@ def test_the_net_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
     x = torch.randn(2, 3, 8, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last_3d)
     results = []
     for fast in (False, True):
-        monkeypatch.setattr(stem, "_on_gpu", lambda _, fast=fast: fast)
+        monkeypatch.setattr(resnet, "_on_gpu", lambda _, fast=fast: fast)
         net.zero_grad()
         logits = net(x)
         logits.sum().backward()

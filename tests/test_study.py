@@ -17,7 +17,7 @@ from tests.helpers import HANG
 from tests.tiny_runs import TINY, launch
 from video_gn import study as studies
 from video_gn.config import parse_config, to_yaml
-from video_gn.data.loader import WorkerLost
+from video_gn.data.workers import WorkerLost
 from video_gn.distributed.world import World
 from video_gn.engine.health import TooManyUnreadable
 from video_gn.errors import UserError

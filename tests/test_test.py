@@ -21,6 +21,7 @@ from tests.helpers import HANG, files_up_to, read_only
 from tests.tiny_runs import TINY, launch, tool
 from video_gn.config import load_config
 from video_gn.data.motion import CLASSES, write_dataset
+from video_gn.engine import results
 from video_gn.engine import test as testing
 from video_gn.errors import UserError
 from video_gn.models import build_model
@@ -235,7 +236,7 @@ def test_the_table_is_printed_whatever_fails_at_the_end(named, monkeypatch, caps
 
 
 def test_top_5_of_5_classes_says_nothing(tmp_path):
-    result = testing.TestResult(
+    result = results.TestResult(
         "p",
         {"top1": 1.0, "top5": None, "mean_class_accuracy": 1.0},
         1,

@@ -15,7 +15,7 @@ from tests.helpers import run_ranks
 from tests.numbered_videos import numbered, write
 from video_gn.config import Config, parse_config
 from video_gn.data.decode import VideoError
-from video_gn.data.loader import WorkerLost
+from video_gn.data.workers import WorkerLost
 from video_gn.distributed.world import World
 from video_gn.engine.datasets import read_records, read_train_records, test_dataset, train_dataset, val_dataset
 from video_gn.engine.health import Unreadable, check_in_flight, keep_in_flight

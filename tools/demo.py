@@ -28,7 +28,8 @@ def main() -> None:
     from video_gn.console import say
     from video_gn.data.motion import write_dataset
     from video_gn.distributed.world import world
-    from video_gn.engine.test import finished_result, test_checkpoint
+    from video_gn.engine.results import finished_result
+    from video_gn.engine.test import test_checkpoint
     from video_gn.engine.train import train
     from video_gn.run.plots import plot_curves
 

@@ -380,7 +380,7 @@ def differences(old: Section, new: Section, prefix: str = "") -> Iterator[tuple[
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key."""
+    """Return the values of nested mappings by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -388,7 +388,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config as YAML, every value spelled out."""
+    """Return the resolved config as YAML, every value spelled out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -410,7 +410,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises UserError if it does not, or writes a key twice."""
+    """Read a YAML file that holds a mapping. Raises UserError if it does not, or writes a key twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

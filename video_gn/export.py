@@ -25,7 +25,7 @@ from video_gn import __version__
 from video_gn.config import Config, parse_config
 from video_gn.console import say
 from video_gn.engine.datasets import class_names, warn_of_other_classes
-from video_gn.engine.test import protocol
+from video_gn.engine.results import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, replacing
 from video_gn.models import Network
@@ -96,7 +96,7 @@ def export_checkpoint(checkpoint_path: str | Path, out: str | Path, frames: int 
 
 
 def metadata(config: Config, names: list[str], checkpoint: str, step: int, frames: int | None) -> dict[str, Any]:
-    """What a program must know to feed the file and to read its logits. docs/export.md says what each value is."""
+    """Return what a program must know to feed the file and to read its logits. docs/export.md explains each value."""
     data, test = config.data, config.test
     return {
         "class_names": names,
@@ -128,7 +128,7 @@ def _check_target(out: Path) -> None:
 
 
 def _fixed_frames(config: Config, frames: int | None, min_frames: int) -> int | None:
-    """The length that T is fixed to, or None where it is free."""
+    """Return the length that T is fixed to, or None where it is free."""
     if config.dims == 2:
         if frames is not None:
             raise UserError(f"--frames {frames}: the net is one of images, which have no length; leave it out")
@@ -142,7 +142,7 @@ def _fixed_frames(config: Config, frames: int | None, min_frames: int) -> int | 
 
 
 def _program(model: Network, config: Config, fixed: int | None) -> tuple[ExportedProgram, tuple[int | str, ...]]:
-    """The net's graph, and the shape of its input."""
+    """Return the net's graph, and the shape of its input."""
     crop = config.data.crop
     shape: tuple[int | str, ...] = ("batch", 3, crop, crop)
     example: tuple[int, ...] = (2, 3, crop, crop)
@@ -180,7 +180,7 @@ def _save(program: ExportedProgram, shape: tuple[int | str, ...], facts: dict[st
 
 
 def _forward(path: Path) -> Forward:
-    """The file, read back, as a function from clips to logits."""
+    """Return the file, read back, as a function from clips to logits."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     import onnxruntime
@@ -202,7 +202,7 @@ def _shapes(config: Config, fixed: int | None, shortest: int) -> Iterator[tuple[
 
 @torch.no_grad()
 def _compare(model: Network, forward: Forward, shapes: Iterable[tuple[int, ...]], name: str) -> float:
-    """The largest difference of the logits on random clips; raises UserError when it is above `TOLERANCE`."""
+    """Return the largest difference of the logits on random clips. Raises UserError where it is above `TOLERANCE`."""
     rng = torch.Generator().manual_seed(0)
     largest = 0.0
     for shape in shapes:

@@ -7,9 +7,7 @@ leaves is right, and the same command goes on behind the index's last row.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,12 +24,13 @@ from tqdm import tqdm
 
 from video_gn.config import Config, flatten, parse_config
 from video_gn.console import say
-from video_gn.data.augment import gather_clips, render
+from video_gn.data.augment import network_input
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, check_files, read_list
-from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.loader import eval_loader
 from video_gn.data.targets import Target, parse_several, text_of
+from video_gn.data.workers import naming_videos
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.datasets import (
@@ -46,6 +45,7 @@ from video_gn.engine.datasets import (
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
+from video_gn.files.tables import csv_text, foreign_table
 from video_gn.models import Network, build_network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
@@ -197,14 +197,11 @@ class _Store:
         for record, features, clips in videos:
             self.rows.append(Row(record.path, record.target, shard, first, clips))
             first += len(features)
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        lines.writerows([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
-        write_text(self.folder / INDEX, text.getvalue(), ELSEWHERE)
+        rows = ([row.path, text_of(row.label), row.shard, row.row, row.clips] for row in self.rows)
+        write_text(self.folder / INDEX, csv_text([COLUMNS, *rows]), ELSEWHERE)
 
     def _write(self, name: str, features: np.ndarray) -> None:
-        """A shard, in one move."""
+        """Write a shard atomically."""
         with replacing(self.folder / name, ELSEWHERE) as temporary, temporary.open("wb") as file:
             if self.form == "npz":
                 np.savez(file, features=features)
@@ -215,11 +212,11 @@ class _Store:
 
 
 def read_index(folder: str | Path) -> list[Row]:
-    """The rows of a folder's index.csv, in its order."""
-    with (Path(folder) / INDEX).open(newline="", encoding="utf-8") as file:
+    """Return the rows of a folder's index.csv, in its order. Raises UserError where it cannot be read."""
+    with foreign_table(Path(folder) / INDEX, "name a folder of features") as lines:
         return [
             Row(line["path"], _label(line["label"]), line["shard"], int(line["row"]), int(line["clips"]))
-            for line in csv.DictReader(file)
+            for line in lines
         ]
 
 
@@ -229,7 +226,7 @@ def _label(text: str) -> Target:
 
 
 def read_shard(path: str | Path) -> np.ndarray:
-    """A shard's features: float32 (rows, C)."""
+    """Return a shard's features: float32 (rows, C)."""
     if Path(path).suffix == ".npz":
         with np.load(path) as arrays:
             return arrays["features"]
@@ -288,14 +285,11 @@ class _Extraction:
     def _clips(self, item: Clips) -> Tensor:
         """Features of each clip, the mean over its views: float32 (K, C)."""
         config, device = self.config, self.world.device
-        frames = item.frames.to(device, non_blocking=True)
         dtype = autocast_dtype(config.train.precision, device)
-        frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
-        clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
+        at_once = max(1, config.test.clips_per_batch // len(item.views))
         parts = []
-        for chunk in torch.from_numpy(item.clip_indices).to(device).split(clips_a_pass):
-            clips = gather_clips(frames, chunk)  # view by view
-            features = pooled(self.model, clips if config.dims == 3 else clips.squeeze(2), self.stage)
+        for clips in network_input(item, device, config.data.mean, config.data.std, config.dims, dtype, at_once):
+            features = pooled(self.model, clips, self.stage)  # view by view
             parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
         return torch.cat(parts)
 
@@ -339,12 +333,12 @@ def _meta(state: ckpt.Checkpoint, config: Config, records: list[Record], device:
 
 
 def _short(value: object) -> str:
-    """A value in a message; of a SHA-256 its beginning."""
+    """Return a value in a message; of a SHA-256 its beginning."""
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _check_unreadable(result: Features, config: Config) -> None:
-    """Raises UserError when more videos than test.max_unreadable have no features."""
+    """Raise UserError when more videos than test.max_unreadable have no features."""
     if len(result.unreadable) > config.test.max_unreadable:
         print(result.text())
         raise UserError(

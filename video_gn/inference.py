@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -22,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_gn.config import Config, parse_config
-from video_gn.data.augment import Box, eval_views, gather_clips, render
-from video_gn.data.dataset import Clips, read_clips, read_uniform_clips
+from video_gn.data.augment import network_input
+from video_gn.data.dataset import Clips, read_clips, read_planned
 from video_gn.data.decode import VideoReader, check_decoder, open_video
-from video_gn.data.display import Crop
+from video_gn.data.decode.display import Crop
 from video_gn.data.images import ImageReader
+from video_gn.data.sampling import Box, eval_views, uniform_clips
 from video_gn.data.targets import labels_of
 from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
@@ -72,7 +74,7 @@ class Timeline:
         return self.starts + min(self.span, self.num_frames) / 2
 
     def top(self, count: int) -> list[int]:
-        """The labels with the highest peaks, in the order of their means."""
+        """Return the labels with the highest peaks, in the order of their means."""
         peaks = np.argsort(-self.scores.max(0), kind="stable")[:count]
         return sorted(peaks.tolist(), key=lambda label: -self.scores[:, label].mean())
 
@@ -92,7 +94,7 @@ class Gradcam:
     label: int
 
     def heat(self, clip: int) -> Tensor:
-        """A clip's map on the source: float32 (span, box height, box width); 1 is the highest of the whole video."""
+        """Return a clip's map on the source: float32 (span, box height, box width); 1 is the highest of the video."""
         maps = torch.from_numpy(self.maps[clip])[None, None] / max(float(self.maps.max()), 1e-12)
         return F.interpolate(maps, (self.span, *self.box[2:]), mode="trilinear")[0, 0]
 
@@ -121,7 +123,7 @@ class Classifier:
     def predict(self, video: list[Video] | list[str] | list[Path], top: int = 5) -> list[list[Prediction]]: ...
 
     def predict(self, video, top=5):  # type: ignore[no-untyped-def]
-        """The `top` classes of a video, best first; of a list of videos, a list of them.
+        """Return the `top` classes of a video, best first; of a list of videos, a list of them.
 
         Raises:
             VideoError: a file cannot be read.
@@ -132,7 +134,7 @@ class Classifier:
         return self.ranked(self.scores(video), top)
 
     def ranked(self, scores: np.ndarray, top: int = 5) -> list[Prediction]:
-        """The classes with the highest of the scores (K,), best first."""
+        """Return the classes with the highest of the scores (K,), best first."""
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         return [Prediction(label, self.names[label], float(scores[label])) for label in order]
 
@@ -148,14 +150,21 @@ class Classifier:
     def scores(self, video: Video) -> np.ndarray:
         """Return mean probabilities over the clips and views of the test: float32 (K,). Raises as `predict`."""
         test = self.config.test
-        with self.open(video) as reader:
-            spec = clip_spec(self.config)
-            item = read_uniform_clips(reader, test.clips, test.clip_starts, spec, test.views, test.short_side)
+        plan = partial(
+            uniform_clips,
+            clips=test.clips,
+            clip_starts=test.clip_starts,
+            spec=clip_spec(self.config),
+            kind=test.views,
+            short_side=test.short_side,
+        )
+        frames, clips = read_planned(partial(self.open, video), plan)
+        item = Clips(0, 0, frames, clips.clip_indices, clips.views)
         return self._probabilities(item).mean(0).cpu().numpy()
 
     @torch.inference_mode()
     def timeline(self, video: Video) -> Timeline:
-        """The scores of clips that start a quarter of their length apart. Raises as `predict`."""
+        """Return the scores of clips that start a quarter of their length apart. Raises as `predict`."""
         data, test = self.config.data, self.config.test
         span = max(data.frames * data.stride, 1)
         with self.open(video) as reader:
@@ -200,7 +209,7 @@ class Classifier:
         return Gradcam(starts, span, box, torch.cat(maps).cpu().numpy(), label)
 
     def open(self, video: Video) -> VideoReader:
-        """The reader of a file or of frames."""
+        """Return the reader of a file or of frames."""
         if isinstance(video, (np.ndarray, Tensor)):
             return FramesReader(video)
         path = os.fspath(video)
@@ -211,22 +220,19 @@ class Classifier:
 
     def _probabilities(self, item: Clips) -> Tensor:
         """float32 (V * K clips, classes), as the test has it."""
-        with autocast(self.config.train.precision, self.device)():
-            window = self.model.feature_size(self.config.data.crop)
-            return score_video(self.model, item, self.config, window, self.device)
+        return score_video(self.model, item, self.config, self.device)
 
     def _input(self, item: Clips) -> Tensor:
         """Clips as the network is fed them: (V K, 3, T, H, W)."""
         data = self.config.data
         dtype = autocast_dtype(self.config.train.precision, self.device)
-        frames = render(item.frames.to(self.device), item.views, data.mean, data.std, dtype=dtype)
-        return gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device))
+        return next(network_input(item, self.device, data.mean, data.std, dtype=dtype))
 
 
 def load(
     checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", overrides: Sequence[str] = ()
 ) -> Classifier:
-    """A classifier from a checkpoint of this package.
+    """Return a classifier from a checkpoint of this package.
 
     Args:
         device: `auto` is a GPU where there is one; else cpu, cuda or cuda:1.

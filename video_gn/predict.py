@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,6 +20,7 @@ from video_gn.draw.figures import write_figure
 from video_gn.draw.text import panel, resized, write_video
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, fitting_name, make_folder, write_text
+from video_gn.files.tables import csv_text
 from video_gn.inference import Classifier, Prediction, Timeline
 
 ELSEWHERE = "give another --out"
@@ -78,7 +77,7 @@ def predict_videos(
 
 
 def _scores(classifier: Classifier, video: str) -> np.ndarray:
-    """The video's scores. Raises VideoError also for a URL of a kind that is unknown or needs another package."""
+    """Return the video's scores. Raises VideoError also for a URL of an unknown kind, or one that needs a package."""
     try:
         return classifier.scores(video)
     except UserError as error:
@@ -89,7 +88,7 @@ def _scores(classifier: Classifier, video: str) -> np.ndarray:
 
 
 def _check_names(videos: Sequence[str]) -> None:
-    """Raises UserError where two videos would write files of one name."""
+    """Raise UserError where two videos would write files of one name."""
     seen: dict[str, str] = {}
     for video in videos:
         other = seen.setdefault(Path(video).stem, video)
@@ -155,15 +154,13 @@ def _pictures(
 
 
 def timeline_csv(line: Timeline, names: Sequence[str]) -> str:
-    """A row a clip: its first and last frame, the second of its middle (empty without a frame rate), its scores."""
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["first_frame", "last_frame", "seconds", *(f"score_{name}" for name in names)])
+    """Return one row per clip: its first and last frame, the second of its middle ("" without a rate), its scores."""
+    rows: list[list[object]] = [["first_frame", "last_frame", "seconds", *(f"score_{name}" for name in names)]]
     for start, middle, scores in zip(line.starts.tolist(), line.middles.tolist(), line.scores, strict=True):
         seconds = f"{middle / line.fps:.3f}" if line.fps else ""
         end = min(start + line.span, line.num_frames) - 1
-        rows.writerow([start, end, seconds, *(f"{score:.6g}" for score in scores)])
-    return table.getvalue()
+        rows.append([start, end, seconds, *(f"{score:.6g}" for score in scores)])
+    return csv_text(rows)
 
 
 def plot_timeline(classifier: Classifier, video: str, line: Timeline, path: Path, classes: int = 5) -> None:
@@ -233,7 +230,7 @@ def write_gradcam(classifier: Classifier, video: str, best: Prediction, layer: s
 
 
 def heated(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A frame, uint8 (h, w, 3), in grey where heat (h, w) in [0, 1] is 0, the hotter the more in the heat's colour."""
+    """Return a frame, uint8 (h, w, 3), gray where heat (h, w) in [0, 1] is 0, and the hotter the more in its color."""
     grey = frame.mean(2, keepdims=True)
     colour = 255 * matplotlib.colormaps["turbo"](heat)[..., :3]
     share = 0.7 * heat.clip(0, 1)[..., None]
@@ -250,7 +247,7 @@ def _picture_size(width: int, height: int) -> tuple[int, int]:
 def _all_frames(
     reader: VideoReader, what: str, box: tuple[int, int, int, int] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, frame) of the whole video, a few in memory at a time; fewer than announced where frames are lost."""
+    """Yield (number, frame) of all of a video, a few in memory at a time; fewer than announced where some are lost."""
     for begin in tqdm(range(0, reader.num_frames, FRAMES_AT_ONCE), what, leave=False, disable=None):
         end = begin + FRAMES_AT_ONCE
         try:

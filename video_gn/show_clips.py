@@ -16,12 +16,12 @@ from torch import Tensor
 
 from video_gn.config import Config
 from video_gn.console import say
-from video_gn.data.dataset import MIXING, Clips, TestClips
+from video_gn.data.dataset import Clips, TestClips
 from video_gn.data.decode import check_decoder, open_video
 from video_gn.data.lists import Record, video_path
 from video_gn.data.loader import DeviceBatches
 from video_gn.data.mixing import Mix
-from video_gn.data.sampling import clip_indices, keyed_rng, uniform_starts
+from video_gn.data.sampling import MIXING, clip_indices, keyed_rng, uniform_starts
 from video_gn.data.targets import name_of
 from video_gn.distributed.world import World
 from video_gn.draw.text import INK, PAPER, font, resized, shorten
@@ -34,7 +34,7 @@ from video_gn.engine.datasets import (
     train_dataset,
 )
 from video_gn.engine.optim import global_batch
-from video_gn.engine.test import protocol
+from video_gn.engine.results import protocol
 from video_gn.errors import UserError
 from video_gn.files.atomic import replacing
 
@@ -178,13 +178,13 @@ def _clip_titles(config: Config, record: Record) -> list[str]:
 
 
 def fed(item: Clips, config: Config) -> Tensor:
-    """What the network gets of these clips: float (V K, 3, T, H, W), normalized; T is 1 for images."""
+    """Return what the network gets of these clips: float (V K, 3, T, H, W), normalized; T is 1 for images."""
     batches = DeviceBatches([[item]], CPU.device, config.data.mean, config.data.std)
     return next(iter(batches)).clips
 
 
 def shown(clip: Tensor, config: Config, frames: int) -> np.ndarray:
-    """Normalized frames (3, T, H, W) as pixels: uint8 (n, H, W, 3) of up to `frames`, from the first to the last."""
+    """Return normalized frames (3, T, H, W) as pixels: uint8 (n, H, W, 3), up to `frames`, first and last included."""
     chosen = np.unique(np.linspace(0, clip.shape[1] - 1, frames).round().astype(int))
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (config.data.mean, config.data.std))
     pixels = (clip[:, chosen] * std + mean) * 255
@@ -206,7 +206,7 @@ def statistics(batches: Sequence[Tensor]) -> str:
 
 
 def sheet(sections: Sequence[Section]) -> Image.Image:
-    """The strips below each other, each under its title; where strips are narrow, several beside each other."""
+    """Draw the strips below each other, each under its title; where strips are narrow, several next to each other."""
     strips = [strip for section in sections for strip in section.strips]
     widest = max(sum(_cell(frame)[0] + GAP for frame in strip.frames) for strip in strips)
     width = max(widest, WIDTH) + GAP
@@ -221,7 +221,7 @@ def sheet(sections: Sequence[Section]) -> Image.Image:
 
 
 def _drawn(section: Section, width: int, columns: int, widest: int) -> Iterator[Image.Image]:
-    """The heading, then rows of strips."""
+    """Yield the heading, then rows of strips."""
     head = Image.new("RGB", (width, 4 * HEADING), (44, 44, 52))
     draw = ImageDraw.Draw(head)
     draw.text((2 * GAP, HEADING * 1.2), shorten(section.heading, width - 4 * GAP, HEADING), INK, font(HEADING), "lm")

@@ -51,7 +51,7 @@ class Table:
     note: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
-        """A dict an alternative; `ratio` is the median over repeats, each against the first one's time beside it."""
+        """Return one dict per alternative; `ratio` is the median over repeats, each against the first of its repeat."""
         first = next(iter(self.samples.values()), [])
         rows = []
         for name, samples in self.samples.items():
@@ -84,7 +84,7 @@ class Table:
 
 
 def select(samples: Samples, names: Collection[str]) -> Samples:
-    """The samples of these alternatives, as far as they were measured, in the order of `names`."""
+    """Return the samples of these alternatives, as far as they were measured, in the order of `names`."""
     return {name: samples[name] for name in names if name in samples}
 
 
@@ -153,7 +153,7 @@ def environment() -> dict[str, Any]:
 
 
 def report(command: str, tables: list[Table], path: Path | None) -> str:
-    """The text for stdout; writes the JSON where a path is given.
+    """Return the text for stdout; write the JSON where a path is given.
 
     Raises:
         UserError: the JSON cannot be written (the text is printed before).

@@ -81,7 +81,7 @@ class Reader:
             reader.read(self._indices(video, starts))
 
     def each(self, decoder: str, video: Video, starts: list[int]) -> None:
-        """The file opened and decoded anew for each clip."""
+        """Open and decode the file anew for each clip."""
         for start in starts:
             self.ours(decoder, video, [start])
 
@@ -95,7 +95,7 @@ class Reader:
             list(dataset)
 
     def slowfast(self, video: Video, starts: list[int]) -> None:
-        """It decodes anew for each clip."""
+        """Decode anew for each clip."""
         for start in starts:
             self._slowfast.clip(video.path, start, max(video.num_frames - self.frames * self.stride, 1))
 
@@ -105,7 +105,7 @@ class Reader:
         return others.SlowFast(self.folder, self.frames, self.stride)
 
     def _indices(self, video: Video, starts: list[int]) -> list[int]:
-        """The frames of these clips, each once, sorted."""
+        """Return the frames of these clips, each once, sorted."""
         return sorted({i for start in starts for i in clip_indices(start, self.frames, self.stride, video.num_frames)})
 
 

@@ -17,9 +17,10 @@ from video_gn.benchmark import others
 from video_gn.benchmark.common import Call, Table, measure
 from video_gn.benchmark.videos import Video, find_videos
 from video_gn.data.augment import Flip
-from video_gn.data.dataset import ClipSpec, TrainClips
+from video_gn.data.dataset import TrainBatches, TrainClips
 from video_gn.data.lists import Record
-from video_gn.data.loader import DeviceBatches, TrainBatches, train_loader
+from video_gn.data.loader import DeviceBatches, train_loader
+from video_gn.data.sampling import ClipSpec
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 

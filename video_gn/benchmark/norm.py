@@ -89,7 +89,7 @@ def run(*, repeats: int, quick: bool, device: str) -> list[Table]:
 
 
 def norm_inputs(clips: int, frames: int, crop: int) -> Counter[Case]:
-    """What the norms of the R50 I3D take for a batch, and how often."""
+    """Return what the norms of the R50 I3D take for a batch, and how often."""
     cases: Counter[Case] = Counter()
 
     def watch(kind: str, convolution: nn.Module) -> None:
@@ -129,7 +129,7 @@ ALTERNATIVES = {
 
 
 def _calls(case: Case, way: Alternative, backward: bool, dtype: torch.dtype, place: torch.device) -> Call:
-    """Calls over inputs that no cache holds together; an item is one norm."""
+    """Return calls over inputs that no cache holds together; an item is one norm."""
     relu, adds = "ReLU" in case.kind, "add" in case.kind
     precision = autocast("bf16" if dtype == torch.bfloat16 else "fp32", place)
     layer = way.norm(case.shape[1]).to(place)

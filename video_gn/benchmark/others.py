@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler
 
 from video_gn.benchmark.videos import Video
-from video_gn.data.dataset import ClipSpec
+from video_gn.data.sampling import ClipSpec
 
 Transform = Callable[[dict], dict]
 
@@ -48,7 +48,7 @@ class ClipsOfRecord:
         self.reset()
 
     def reset(self) -> None:
-        """Called after the last clip of a video."""
+        """Forget a video, after its last clip."""
         self.next = 0
 
     def __call__(self, last_end: float, duration: float, record: dict) -> Any:

@@ -22,7 +22,7 @@ STEPS = 5  # in a timing, on a GPU
 
 
 def run(*, repeats: int, quick: bool, device: str) -> list[Table]:
-    """A table a batch: 32x2 with 8 clips and 64x1 with 4 clips on a GPU, bf16; on a CPU small ones, fp32."""
+    """Return one table per batch: 32x2 with 8 clips and 64x1 with 4 clips on a GPU, bf16; on a CPU small ones, fp32."""
     with world(device) as here:
         place = here.device
     full = place.type == "cuda" and not quick
@@ -85,7 +85,7 @@ class Training:
         """Of this net's own memory: weights, gradients, momentum, what is kept for the backward pass."""
 
     def __call__(self) -> int:
-        """Returns the number of steps."""
+        """Return the number of steps."""
         if self.place.type != "cuda":
             self._step()
             return 1

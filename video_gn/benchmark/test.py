@@ -12,7 +12,7 @@ from video_gn.benchmark import others
 from video_gn.benchmark.common import Call, Table, measure, skip
 from video_gn.benchmark.videos import Video, find_videos
 from video_gn.config import Config, parse_config
-from video_gn.data.augment import gather_clips, render
+from video_gn.data.augment import network_input
 from video_gn.data.dataset import Clips
 from video_gn.data.lists import Record
 from video_gn.data.sampling import uniform_starts
@@ -65,7 +65,7 @@ def run(*, videos: Path | None, repeats: int, quick: bool) -> list[Table]:
 
 
 def _one(work: object, *arguments: object) -> int:
-    """Does the work on one video."""
+    """Do the work on one video."""
     work(*arguments)  # type: ignore[operator]
     return 1
 
@@ -97,7 +97,7 @@ def _theirs(config: Config) -> nn.Module | None:
 
 def _scores(net: Network, item: Clips, config: Config) -> Tensor:
     """(K, classes): our test of a video, from its uint8 frames on."""
-    return score_video(net, item, config, net.feature_size(config.data.crop), torch.device("cpu"))
+    return score_video(net, item, config, torch.device("cpu"))
 
 
 def _their_scores(net: nn.Module, clips: Tensor) -> Tensor:
@@ -107,12 +107,11 @@ def _their_scores(net: nn.Module, clips: Tensor) -> Tensor:
 
 def _render(item: Clips, config: Config) -> Tensor:
     """float32 (K, 3, T, H, W), contiguous: what our network sees of a video."""
-    frames = render(item.frames, item.views, config.data.mean, config.data.std)
-    return gather_clips(frames, torch.from_numpy(item.clip_indices)).contiguous()
+    return next(network_input(item, torch.device("cpu"), config.data.mean, config.data.std)).contiguous()
 
 
 def _their_clips(video: Video, config: Config, decoder: str) -> Tensor:
-    """The same clips by LabeledVideoDataset and the transforms of pytorchvideo's tutorial."""
+    """Return the same clips by LabeledVideoDataset and the transforms of pytorchvideo's tutorial."""
     data = config.data
     starts = uniform_starts(video.num_frames, data.frames, data.stride, config.test.clips)
     transform = others.test_transform(data.frames, data.crop, config.test.short_side)

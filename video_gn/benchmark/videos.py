@@ -34,7 +34,7 @@ class Video:
 
 
 def find_videos(folder: Path | None, quick: bool) -> list[Video]:
-    """The videos under a folder, unreadable ones left out with a line; without a folder, rendered ones.
+    """Return the videos under a folder, without unreadable ones, which are named; without a folder, rendered ones.
 
     Raises UserError where there is none.
     """
@@ -67,7 +67,7 @@ def render_videos(folder: Path, count: int = 8, size: tuple[int, int, int] = (25
 
 
 def _write(path: Path, seed: int, height: int, width: int, num_frames: int) -> None:
-    """A motion of motion.py over moving texture with grain, H.264 as x264 makes it by default (crf 23, GOP 250)."""
+    """Write a motion of motion.py over moving texture with grain, H.264 as by x264's defaults (crf 23, GOP 250)."""
     rng = np.random.default_rng(seed)
     side = max(height, width)
     look = motion.draw_look(rng, side)

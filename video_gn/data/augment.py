@@ -1,15 +1,15 @@
-"""From uint8 frames to network input: which rectangle of the source a view is, its augmentations and normalization.
+"""From uint8 frames to network input: resize, augmentations, normalization, clips.
 
-The worker draws the rectangles and what the augmentations need, and cuts what the rectangles enclose; the arithmetic on
-pixels runs on the device, which no line here waits for.
+The worker draws what the augmentations need; the arithmetic on pixels runs on the device, which no line here waits for.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,69 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video_gn.data.sampling import Box, View
+
 if TYPE_CHECKING:
     from video_gn.config import DataConfig
+    from video_gn.data.dataset import Clips
 
 FRAMES_AT_ONCE = 32
-SMALLEST_ASPECT = 3 / 4
-
-Box = tuple[int, int, int, int]
-"""(top, left, height, width), pixels."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A rectangle of the source frame, and the size in pixels at which the network sees it."""
-
-    box: Box
-    height: int
-    width: int
-
-
-def reduction(height: int, width: int, short_side: int) -> int:
-    """Return k: k x k pixels of a frame become their mean before it is scaled to `short_side`; 1 up to twice that.
-
-    k is the largest whole factor that leaves the frame larger than it is wanted. So what is held of a video is bounded
-    by the views: at most 2 x 2 pixels for each of theirs.
-    """
-    return max(1, (min(height, width) - 1) // short_side)
-
-
-def area_reduction(height: int, width: int, crop: int, area: tuple[float, float]) -> int:
-    """Return k as `reduction`, for the smallest window that `random_area_view` may draw: none is enlarged by it."""
-    smallest = min(math.sqrt(area[0] * height * width * SMALLEST_ASPECT), height, width)
-    return max(1, math.ceil(smallest / crop) - 1)
-
-
-def random_view(height: int, width: int, crop: int, short_side: tuple[int, int], rng: np.random.Generator) -> View:
-    """Draw a training view: short side scaled to a random integer of `short_side`, random crop x crop window.
-
-    All ends are included. The window is rounded to integer source pixels.
-    """
-    scale = int(rng.integers(*short_side, endpoint=True)) / min(height, width)
-    top = int(rng.integers(0, max(round(height * scale) - crop, 0), endpoint=True))
-    left = int(rng.integers(0, max(round(width * scale) - crop, 0), endpoint=True))
-    box = _source_box(top, left, crop, crop, scale, height, width)
-    return View(box, crop, crop)
-
-
-def random_area_view(height: int, width: int, crop: int, area: tuple[float, float], rng: np.random.Generator) -> View:
-    """Draw a view of a random share `area` of the frame, aspect 3/4 to 4/3, as fb.resnet.torch does for images.
-
-    Ten tries to fit; then the largest centered square.
-    """
-    for _ in range(10):
-        pixels = rng.uniform(*area) * height * width
-        aspect = rng.uniform(SMALLEST_ASPECT, 1 / SMALLEST_ASPECT)
-        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        if rng.random() < 0.5:
-            w, h = h, w
-        if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(0, height - h, endpoint=True))
-            left = int(rng.integers(0, width - w, endpoint=True))
-            return View((top, left, h, w), crop, crop)
-    side = min(height, width)
-    return View(((height - side) // 2, (width - side) // 2, side, side), crop, crop)
 
 
 class Augmentation(Protocol):
@@ -117,11 +61,6 @@ def augmentations(data: DataConfig, *, validation: bool = False) -> tuple[Augmen
     if data.random_erasing:
         chosen.append(RandomErasing(data.random_erasing, data.mean))
     return tuple(chosen)
-
-
-def draw_changes(chosen: Sequence[Augmentation], rng: np.random.Generator, size: tuple[int, int]) -> tuple[Change, ...]:
-    """Draw the parameters of each augmentation in turn, for a clip of `size` (height, width)."""
-    return tuple((augmentation, augmentation.draw(rng, size)) for augmentation in chosen)
 
 
 @dataclass(frozen=True)
@@ -236,46 +175,6 @@ class RandomErasing:
         return f"{params[3]} x {params[2]} px erased" if params else ""
 
 
-def eval_views(kind: str, height: int, width: int, crop: int, short_side: int) -> list[View]:
-    """The views of a test frame, short side scaled to `short_side`.
-
-    `center`: the middle crop x crop window. `three`: short_side x short_side windows at 0, 1, 2 times
-    (long side - short_side) // 2 along the longer side. `full`: the whole frame.
-    """
-    scale = short_side / min(height, width)
-    scaled_height, scaled_width = round(height * scale), round(width * scale)
-    if kind == "full":
-        return [View((0, 0, height, width), scaled_height, scaled_width)]
-    if kind not in ("center", "three"):
-        raise ValueError(f"views {kind!r} are not known; choose center, three or full")
-    if kind == "center":
-        corners = [((scaled_height - crop) // 2, (scaled_width - crop) // 2)]
-        side = crop
-    else:
-        down, right = (scaled_height - short_side) // 2, (scaled_width - short_side) // 2
-        corners = [(k * down, k * right) for k in range(3)]
-        side = short_side
-    return [View(_source_box(top, left, side, side, scale, height, width), side, side) for top, left in corners]
-
-
-def scaled(view: View, down: float, right: float) -> View:
-    """Return the view in whole pixels of a frame whose height is `down` times and width `right` times as large."""
-    top, left, height, width = view.box
-    box_top, box_left = round(top * down), round(left * right)
-    bottom, box_right = round((top + height) * down), round((left + width) * right)
-    return replace(view, box=(box_top, box_left, max(bottom - box_top, 1), max(box_right - box_left, 1)))
-
-
-def cut(views: Sequence[View]) -> tuple[Box, list[View]]:
-    """The smallest box that encloses all views, and the views relative to it."""
-    top = min(view.box[0] for view in views)
-    left = min(view.box[1] for view in views)
-    bottom = max(view.box[0] + view.box[2] for view in views)
-    right = max(view.box[1] + view.box[3] for view in views)
-    moved = [replace(v, box=(v.box[0] - top, v.box[1] - left, v.box[2], v.box[3])) for v in views]
-    return (top, left, bottom - top, right - left), moved
-
-
 def render(
     frames: Tensor,
     views: Sequence[View],
@@ -312,9 +211,39 @@ def render(
     return rendered
 
 
-def gather_clips(frames: Tensor, clip_indices: Tensor) -> Tensor:
-    """Clips (V K, 3, T, H, W), channels last in memory, of frames (V, U, H, W, 3) and indices into U (K, T)."""
-    return frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
+def network_input(
+    item: Clips,
+    device: torch.device,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dims: int = 3,
+    dtype: torch.dtype = torch.float32,
+    at_once: int | None = None,
+) -> Iterator[Tensor]:
+    """Return what the network gets of the clips that a worker sent: the only way from one to the other.
+
+    Args:
+        device: of the result.
+        dims: 3 for clips, 2 for images.
+        at_once: clips per forward pass, each in all views, so that not all of a video's are held; None for all.
+
+    Returns:
+        Iterator of (V K, 3, T, H, W) or (V K, 3, H, W) of `dtype`, view by view, channels last in memory.
+    """
+    frames = render(item.frames.to(device, non_blocking=True), item.views, mean, std, item.changes, dtype)
+    clip_indices = torch.from_numpy(item.clip_indices).to(device, non_blocking=True)
+    return map(partial(gather_clips, frames, dims=dims), clip_indices.split(at_once or max(len(clip_indices), 1)))
+
+
+def gather_clips(frames: Tensor, clip_indices: Tensor, dims: int = 3) -> Tensor:
+    """Return clips (V K, 3, T, H, W), channels last in memory; with `dims` 2, where T is 1, images (V K, 3, H, W).
+
+    Args:
+        frames: (V, U, H, W, 3).
+        clip_indices: into U, (K, T).
+    """
+    clips = frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
+    return clips if dims == 3 else clips.squeeze(2)
 
 
 def _resized(frames: Tensor, view: View) -> Tensor:
@@ -332,12 +261,3 @@ def _resized(frames: Tensor, view: View) -> Tensor:
 def _rgb(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return RGB in [0, 1] as (3, 1, 1) in [0, 255]; kept, since copying it to a GPU waits for the GPU."""
     return torch.tensor(values, device=device)[:, None, None] * 255
-
-
-def _source_box(top: int, left: int, height: int, width: int, scale: float, full_height: int, full_width: int) -> Box:
-    """The window of a frame scaled by `scale`, in whole pixels of the source, inside the frame."""
-    box_height = min(max(round(height / scale), 1), full_height)
-    box_width = min(max(round(width / scale), 1), full_width)
-    box_top = min(round(top / scale), full_height - box_height)
-    box_left = min(round(left / scale), full_width - box_width)
-    return box_top, box_left, box_height, box_width

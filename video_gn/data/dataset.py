@@ -5,37 +5,39 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from video_gn.data.augment import (
-    Augmentation,
-    Box,
-    Change,
-    View,
-    area_reduction,
-    cut,
-    draw_changes,
-    eval_views,
-    random_area_view,
-    random_view,
-    reduction,
-    scaled,
-)
+from video_gn.data.augment import Change
 from video_gn.data.decode import CountCorrected, VideoError, VideoReader, open_video
 from video_gn.data.images import ImageReader
 from video_gn.data.lists import Record, video_path
-from video_gn.data.sampling import clip_indices, keyed_rng, random_start, uniform_starts
+from video_gn.data.sampling import (
+    ORDER,
+    TRAIN,
+    VAL,
+    Box,
+    ClipSpec,
+    Reading,
+    View,
+    clips_from,
+    draw_clips,
+    keyed_rng,
+    uniform_clips,
+)
 from video_gn.data.targets import Target
 
-TRAIN, VAL, ORDER, DROPOUT, MIXING = range(5)  # streams of random numbers, so that no two draws share a key
+T = TypeVar("T")
+Plan = Callable[[VideoReader], tuple[Reading, T]]
+"""Says what to read of an open video, and what the frames are for."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,8 @@ class Clips:
     """Augmentations, as drawn for these clips."""
 
     def pin_memory(self) -> Clips:
-        """Called by the DataLoader: page-locked frames, for an asynchronous copy to the GPU."""
+        """Return clips with page-locked frames, for an asynchronous copy to the GPU. The DataLoader calls this."""
         return replace(self, frames=self.frames.pin_memory())
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """How clips are cut (the `data` section of the config explains each value)."""
-
-    frames: int
-    stride: int
-    crop: int
-    short_side: tuple[int, int]
-    augmentations: tuple[Augmentation, ...] = ()
-    area: tuple[float, float] | None = None
 
 
 class _Videos(Dataset[Clips]):
@@ -83,27 +73,32 @@ class _Videos(Dataset[Clips]):
     def __init__(self, records: Sequence[Record], root: str, decoder: str, spec: ClipSpec) -> None:
         self.records = records
         self.root = root
+        self.paths = [video_path(record, root) for record in records]
         self.decoder = decoder
         self.spec = spec
 
-    @contextmanager
-    def _open(self, index: int) -> Iterator[VideoReader]:
-        record = self.records[index]
-        path = video_path(record, self.root)
+    def _open(self, index: int) -> VideoReader:
+        record, path = self.records[index], self.paths[index]
         if record.path in self.quarantine:
             raise VideoError(path, f"in quarantine: {self.quarantine[record.path]}")
-        self._note(record.path)
+        if self.reading is not None:
+            self._note(record.path)
+        return open_file(path, self.decoder)
+
+    def _read(self, index: int, plan: Plan[T], again: bool = True) -> tuple[Tensor, T]:
+        """Read what `plan` wants of a video. Raises as `read_planned`."""
         try:
-            with open_file(path, self.decoder) as video:
-                yield video
+            return read_planned(partial(self._open, index), plan, again)
         finally:
-            self._note("")
+            if self.reading is not None:
+                self._note("")
 
     def _note(self, path: str) -> None:
-        if self.reading is not None:
-            name = np.frombuffer(os.fsencode(path)[: len(self.reading)], np.uint8)
-            self.reading[: len(name)] = name
-            self.reading[len(name) :] = 0
+        """Write down which video is in use; "" for none."""
+        assert self.reading is not None
+        name = np.frombuffer(os.fsencode(path)[: len(self.reading)], np.uint8)
+        self.reading[: len(name)] = name
+        self.reading[len(name) :] = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -114,44 +109,21 @@ class _Videos(Dataset[Clips]):
         Where reading proves the number of frames wrong, each clip is on its own, so that it does not depend on those
         that are read with it: if its own frames prove that, it is drawn again, from the same key and the right number.
         """
-        with self._open(index) as video:
-            try:
-                return self._read_random(video, index, key, numbers)
-            except CountCorrected:
-                if len(numbers) == 1:
-                    return self._read_random(video, index, key, numbers)
-        return [clips for number in numbers for clips in self._random_clips(index, key, [number])]
-
-    def _read_random(self, video: VideoReader, index: int, key: tuple[int, ...], numbers: Sequence[int]) -> list[Clips]:
-        rng = keyed_rng(*key)
-        drawn = [self._draw(video, rng) for _ in range(max(numbers) + 1)]
-        chosen = [drawn[number] for number in numbers]
-        wanted = np.unique([indices for indices, _, _ in chosen])
-        frames, views, _ = _read(video, wanted.tolist(), [view for _, view, _ in chosen], self._reduction(video))
-        target = self.records[index].target
-        return [
-            Clips(index, target, *_part(frames.numpy(), wanted, indices, view), changes=changes)
-            for (indices, _, changes), view in zip(chosen, views, strict=True)
-        ]
-
-    def _draw(self, video: VideoReader, rng: np.random.Generator) -> tuple[list[int], View, tuple[Change, ...]]:
-        """Draw frames, view and augmentations of a random clip."""
-        spec = self.spec
-        start = random_start(video.num_frames, spec.frames, spec.stride, rng)
-        if spec.area is None:
-            view = random_view(video.height, video.width, spec.crop, spec.short_side, rng)
-        else:
-            view = random_area_view(video.height, video.width, spec.crop, spec.area, rng)
-        changes = draw_changes(spec.augmentations, rng, (view.height, view.width))
-        return clip_indices(start, spec.frames, spec.stride, video.num_frames), view, changes
-
-    def _reduction(self, video: VideoReader) -> int:
-        """Of the frames in training: for the largest scale that may be drawn, so that all clips of a video share it."""
-        if isinstance(video, ImageReader):
-            return 1  # it shrinks by itself
-        if self.spec.area is None:
-            return reduction(video.height, video.width, self.spec.short_side[1])
-        return area_reduction(video.height, video.width, self.spec.crop, self.spec.area)
+        plan = partial(draw_clips, spec=self.spec, key=key, numbers=numbers)
+        try:
+            frames, drawn = self._read(index, plan, again=len(numbers) == 1)
+        except CountCorrected:
+            if len(numbers) == 1:
+                raise
+            return [clips for number in numbers for clips in self._random_clips(index, key, [number])]
+        packed = []
+        for rows, indices, view, changes in drawn:
+            # Its own frames, and its own rectangle of them.
+            top, left, height, width = view.box
+            own = torch.from_numpy(frames.numpy()[rows, top : top + height, left : left + width])
+            views = [replace(view, box=(0, 0, height, width))]
+            packed.append(Clips(index, self.records[index].target, own, indices, views, changes=changes))
+        return packed
 
     def _nothing(self, index: int, errors: Sequence[VideoError]) -> Clips:
         empty = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
@@ -192,13 +164,13 @@ class TrainClips(_Videos):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Clips]:
-        """The clips of a forward pass: the DataLoader calls this, which sees the clips of one video side by side."""
+        """Return the clips of a micro-batch: the DataLoader calls this, which sees a video's clips side by side."""
         k = self.clips_per_video
         runs = itertools.groupby(keys, lambda key: (key[0], key[1] // k))
         return [clip for run, group in runs for clip in self._run(*run, [position % k for _, position in group])]
 
     def _run(self, epoch: int, run: int, numbers: Sequence[int]) -> list[Clips]:
-        """The clips of these numbers of the epoch's video number `run`, or of the next one that can be read."""
+        """Return these clips, by number, of the epoch's video number `run`, or of the next one that can be read."""
         cycle, part = divmod(epoch, self.clips_per_video)
         order = epoch_order(len(self), self.seed, cycle)
         slot = part * (len(order) // self.clips_per_video) + run
@@ -212,6 +184,42 @@ class TrainClips(_Videos):
                 errors.append(error)
         index = int(order[slot])
         return [self._nothing(index, errors), *(self._nothing(index, ()) for _ in numbers[1:])]
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Keys (epoch, position) of this rank's forward passes, from `first_step` to `last_step`, over all epochs.
+
+    A step takes the next `global_batch` positions of the epoch, cut into passes of `clips_per_gpu`; pass m goes
+    to rank m mod ranks. So the same clips meet in a norm's batch whatever the number of ranks. The remainder of an
+    epoch that fills no global batch is left out.
+    """
+
+    def __init__(
+        self,
+        steps_per_epoch: int,
+        first_step: int,
+        last_step: int,
+        *,
+        clips_per_gpu: int,
+        global_batch: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = range(first_step, last_step)
+        self.clips_per_gpu = clips_per_gpu
+        self.global_batch = global_batch
+        self.passes = range(rank, global_batch // clips_per_gpu, ranks)
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.passes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+            for index in self.passes:
+                first = step_of_epoch * self.global_batch + index * self.clips_per_gpu
+                yield [(epoch, position) for position in range(first, first + self.clips_per_gpu)]
 
 
 class ValClips(_Videos):
@@ -244,18 +252,16 @@ class TestClips(_Videos):
         short_side: int,
     ) -> None:
         super().__init__(records, root, decoder, spec)
-        self.views = views
-        self.clips = clips
-        self.clip_starts = clip_starts
-        self.short_side = short_side
+        self.plan = partial(
+            uniform_clips, clips=clips, clip_starts=clip_starts, spec=spec, kind=views, short_side=short_side
+        )
 
     def __getitem__(self, index: int) -> Clips:
         try:
-            with self._open(index) as video:
-                clips = read_uniform_clips(video, self.clips, self.clip_starts, self.spec, self.views, self.short_side)
+            frames, clips = self._read(index, self.plan)
         except VideoError as error:
             return self._nothing(index, [error])
-        return replace(clips, index=index, target=self.records[index].target)
+        return Clips(index, self.records[index].target, frames, clips.clip_indices, clips.views)
 
 
 def open_file(path: str, decoder: str) -> VideoReader:
@@ -263,28 +269,32 @@ def open_file(path: str, decoder: str) -> VideoReader:
     return ImageReader(path) if decoder == "image" else open_video(path, decoder)
 
 
-def read_uniform_clips(
-    video: VideoReader, clips: int, clip_starts: str, spec: ClipSpec, kind: str, short_side: int
-) -> Clips:
-    """Read the test clips of a video; where reading proves its number of frames wrong, those of the right number.
+def read_planned(open_reader: Callable[[], VideoReader], plan: Plan[T], again: bool = True) -> tuple[Tensor, T]:
+    """Open a video, plan what to read of it, and read that.
 
-    Raises VideoError where a frame cannot be read.
+    Where reading proves its number of frames wrong, `plan` is asked `again`, with the right one.
+
+    Returns:
+        The frames, uint8 (U, h, w, 3), and what the plan says of them.
+
+    Raises:
+        VideoError: it cannot be opened, or a frame not be read; CountCorrected, where not asked again.
     """
-
-    def read() -> Clips:
-        starts = uniform_starts(video.num_frames, spec.frames, spec.stride, clips, clip_starts)
-        return read_clips(video, starts, spec, kind, short_side)[0]
-
-    try:
-        return read()
-    except CountCorrected:
-        return read()
+    with open_reader() as video:
+        reading, what = plan(video)
+        try:
+            return video.read(*reading), what
+        except CountCorrected:
+            if not again:
+                raise
+        reading, what = plan(video)
+        return video.read(*reading), what
 
 
 def read_clips(
     video: VideoReader, starts: Sequence[int], spec: ClipSpec, kind: str, short_side: int
 ) -> tuple[Clips, Box]:
-    """Clips from these frames on, in all evaluation views of a kind, from one decode.
+    """Read the clips from these frames on, in all evaluation views of a kind, in one decode.
 
     Returns:
         The clips, of no list (index and target 0), and the rectangle of the source frame that their views enclose.
@@ -292,39 +302,11 @@ def read_clips(
     Raises:
         VideoError: a frame cannot be read.
     """
-    indices = [clip_indices(start, spec.frames, spec.stride, video.num_frames) for start in starts]
-    unique, positions = np.unique(indices, return_inverse=True)
-    k = 1 if isinstance(video, ImageReader) else reduction(video.height, video.width, short_side)
-    views = eval_views(kind, video.height, video.width, spec.crop, short_side)
-    frames, views, box = _read(video, unique.tolist(), views, k)
-    return Clips(0, 0, frames, positions.reshape(len(starts), -1), views), box
-
-
-def _read(video: VideoReader, indices: list[int], views: list[View], k: int) -> tuple[Tensor, list[View], Box]:
-    """Read frames, cut to what the views enclose and reduced by k.
-
-    Returns:
-        The frames; the views relative to them; the rectangle of the source frame that the views enclose.
-    """
-    if isinstance(video, ImageReader):
-        views = video.shrink(views)
-    source, _ = cut(views)
-    box, views = cut([scaled(view, 1 / k, 1 / k) for view in views])
-    return video.read(indices, box, k) if k > 1 else video.read(indices, box), views, source
-
-
-def _part(
-    frames: np.ndarray, numbers: np.ndarray, wanted: list[int], view: View
-) -> tuple[Tensor, np.ndarray, list[View]]:
-    """Of decoded frames and their sorted numbers what one clip wants: the first fields of `Clips` from `frames` on."""
-    unique, positions = np.unique(wanted, return_inverse=True)
-    (top, left, height, width), views = cut([view])
-    rows = np.searchsorted(numbers, unique)
-    part = torch.from_numpy(frames[rows, top : top + height, left : left + width])
-    return part, positions.reshape(1, -1), views
+    reading, clips = clips_from(video, starts, spec, kind, short_side)
+    return Clips(0, 0, video.read(*reading), clips.clip_indices, clips.views), clips.source
 
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the videos in an epoch: a permutation that is a function of (seed, epoch)."""
+    """Return the order of the videos in an epoch: a permutation that is a function of (seed, epoch)."""
     return keyed_rng(seed, ORDER, epoch).permutation(num_videos)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from video_gn.data.augment import View, scaled
 from video_gn.data.decode import VideoError, VideoReader
-from video_gn.data.display import Crop
+from video_gn.data.decode.display import Crop
 from video_gn.data.lists import Record
+from video_gn.data.sampling import View, scaled
 from video_gn.errors import PROGRAMMING_ERRORS, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
@@ -109,6 +109,7 @@ class ImageReader(VideoReader):
     decoder = "pillow"
     num_frames = 1
     fps = None
+    shrinks = True
 
     def __init__(self, path: str) -> None:
         self.path = path

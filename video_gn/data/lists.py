@@ -66,7 +66,7 @@ class _BadLine(Exception):
 
 
 def find_list(list_path: str, root: str) -> Path:
-    """The list's own path: as given, else under ``root``, where no URL. Raises UserError naming the places tried."""
+    """Return the list's own path: as given, else under ``root``, where no URL. Raises UserError naming both places."""
     places = [Path(list_path)] if stores.is_url(root) else [Path(list_path), Path(root) / list_path]
     for place in places:
         if place.is_file():
@@ -297,12 +297,12 @@ def _integers(lines: list[tuple[int, str]], fields: Callable[[str], tuple[str, s
 
 
 def _columns(header: str) -> list[str]:
-    """The words of a header; of another line, something that is none."""
+    """Return the words of a header; of another line, something that is none."""
     return [word.strip('"') for word in re.split(r"[ \t]*,[ \t]*|[ \t]+", header)]
 
 
 def _fields(line: str) -> tuple[str, str]:
-    """A line without blanks at its ends -> path and the text of its target, which may be empty."""
+    """Return the path of a line without whitespace at its ends, and the text of its target, which may be empty."""
     line = JOINED.sub(lambda labels: labels[0].replace(" ", "").replace("\t", ""), line)
     if line[0] == '"':
         return _quoted_fields(line)
@@ -334,7 +334,7 @@ def _unquoted(text: str) -> str:
 
 
 def _kinetics_fields(columns: list[str], class_names: list[str]) -> Callable[[str], tuple[str, str]]:
-    """What reads a row of Kinetics' csv, as `_fields` does a line."""
+    """Return what reads a row of Kinetics' csv, as `_fields` does a line."""
     labels = {name: str(label) for label, name in enumerate(class_names)}
 
     def fields(line: str) -> tuple[str, str]:

@@ -1,42 +1,26 @@
-"""Workers, the exact split over ranks, and batches on the device."""
+"""Loaders with an exact split over ranks, and batches on the device."""
 
 from __future__ import annotations
 
-import atexit
 import errno
-import faulthandler
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import queues
-from multiprocessing.process import BaseProcess
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader
 
 from video_gn import limits
 from video_gn.console import say
-from video_gn.data.augment import gather_clips, render
-from video_gn.data.dataset import Clips, TestClips, TrainClips, ValClips
-from video_gn.data.decode import VideoError
-from video_gn.errors import UserError
-from video_gn.files.children import Parent, end_with, kill
+from video_gn.data.augment import network_input
+from video_gn.data.dataset import Clips, TestClips, TrainBatches, TrainClips, ValClips
+from video_gn.data.workers import Workers, naming_videos
 
-LONGEST_PATH = 4096  # bytes; PATH_MAX of Linux
-LONGEST_MESSAGE = 4096  # bytes
 TIMEOUT = 300.0  # seconds
-GRACE = 5.0
-"""Seconds that workers have to end by themselves, amid the decoding of a video perhaps, before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -50,75 +34,23 @@ class Batch:
     items: list[Clips]
     """What the workers sent, unreadable videos included."""
 
-
-class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Keys (epoch, position) of this rank's forward passes, from `first_step` to `last_step`, over all epochs.
-
-    A step takes the next `global_batch` positions of the epoch, cut into passes of `clips_per_gpu`; pass m goes
-    to rank m mod ranks. So the same clips meet in a norm's batch whatever the number of ranks. The remainder of an
-    epoch that fills no global batch is left out.
-    """
-
-    def __init__(
-        self,
-        steps_per_epoch: int,
-        first_step: int,
-        last_step: int,
-        *,
-        clips_per_gpu: int,
-        global_batch: int,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = range(first_step, last_step)
-        self.clips_per_gpu = clips_per_gpu
-        self.global_batch = global_batch
-        self.passes = range(rank, global_batch // clips_per_gpu, ranks)
-
-    def __len__(self) -> int:
-        return len(self.steps) * len(self.passes)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            for index in self.passes:
-                first = step_of_epoch * self.global_batch + index * self.clips_per_gpu
-                yield [(epoch, position) for position in range(first, first + self.clips_per_gpu)]
-
-
-class WorkerLost(UserError):
-    """A worker process crashed or hung. `videos`: the paths, as in the list, that it (they) had in use."""
-
-    def __init__(self, what: str, videos: Sequence[str]) -> None:
-        super().__init__(
-            f"{what}; in flight: {', '.join(videos) or 'no video'}; start again (training then checks these first), or "
-            "name them in data.quarantine"
-        )
-        self.videos = list(videos)
+    @property
+    def indices(self) -> list[int]:
+        """Return the videos' indices in their list."""
+        return [item.index for item in self.items]
 
 
 class Loader(DataLoader):
     """A DataLoader that knows which videos its workers have in use, so that `WorkerLost` can name them.
 
-    Its workers end with this process, and with the iteration: at once by themselves, or killed after `GRACE`.
+    Its workers end with this process, and with the iteration: at once by themselves, or killed after `workers.GRACE`.
 
     Raises:
         UserError: too little shared memory, or too few open files (also while iterated over).
     """
 
-    known: ClassVar[list[Loader]] = []
-    """Those being iterated over, and those left since the last one began: an error may have left them."""
-
     def __init__(self, dataset: torch.utils.data.Dataset, workers: int, timeout: float, **options: Any) -> None:
-        if workers:
-            limits.raise_open_files()
-        with naming_videos():
-            self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
-            self.paths = torch.zeros(workers, LONGEST_PATH, dtype=torch.uint8).share_memory_()
-            self.messages = torch.zeros(workers, LONGEST_MESSAGE, dtype=torch.uint8).share_memory_()
-        self.processes: list[BaseProcess] = []
-        self.left = False
+        self.workers = Workers(workers)
         # Forked, whatever the default: a fork server and its workers outlived a killed run (tests/test_resume.py).
         context = "fork" if workers and sys.platform == "linux" else None
         super().__init__(
@@ -126,39 +58,30 @@ class Loader(DataLoader):
             num_workers=workers,
             timeout=timeout if workers else 0,
             multiprocessing_context=context,
-            collate_fn=_hand_over,
+            collate_fn=_share if workers else list,
             **options,
         )
 
     def __iter__(self) -> Iterator[list[Clips]]:  # type: ignore[override]
-        Loader.known = [loader for loader in Loader.known if not loader.left] + [self]
-        self.left = False
-        self.worker_init_fn = partial(_start_worker, Parent.current(), self.pids, self.paths, self.messages)
+        self.worker_init_fn = self.workers.begin()
         space = limits.shared_memory()
         with naming_videos(starting=True):
             batches = super().__iter__()
-        self.processes = getattr(batches, "_workers", [])
+        self.workers.processes = getattr(batches, "_workers", [])
         try:
-            while True:
-                with naming_videos():
-                    items = next(batches, None)
-                if items is None:
-                    return
-                if space is not None and self.processes:
-                    self._compare(items, space)
-                    space = None  # once, with the first batch
-                yield items
+            with naming_videos():
+                for items in batches:
+                    # Where a video could not be opened for want of open files, it is not to blame.
+                    for item in items:
+                        for error in item.unreadable if isinstance(item, Clips) else ():
+                            if os.strerror(errno.EMFILE) in error.reason:
+                                raise limits.shortage(error) or error
+                    if space is not None and self.workers.processes:
+                        self._compare(items, space)
+                        space = None  # once, with the first batch
+                    yield items
         finally:
-            self.left = True
-            _end(batches, self.processes)
-
-    def in_use(self) -> dict[int, str]:
-        """Path of the video that each worker has in use ("" for none), by process id."""
-        return {pid: path for pid, path in zip(self.pids.tolist(), _texts(self.paths), strict=True) if pid}
-
-    def message(self) -> str:
-        """Return what a worker that gave up wrote; "" if none did."""
-        return next(filter(None, _texts(self.messages)), "")
+            self.workers.end(batches)
 
     def _compare(self, items: list[Clips], space: limits.Space) -> None:
         """Warn, before the first step, where the batches that workers may prepare ahead do not fit in shared memory."""
@@ -172,130 +95,19 @@ class Loader(DataLoader):
             )
 
 
-def _texts(rows: Tensor) -> list[str]:
-    return [os.fsdecode(row.numpy().tobytes().rstrip(b"\0")) for row in rows]
+def _share(items: list[Clips]) -> list[Clips]:
+    """Return a worker's batch with its frames in shared memory: not by torch, in a thread whose errors are lost.
 
-
-def _end(batches: Any, workers: Sequence[BaseProcess]) -> None:
-    """End torch's iterator and its workers, those by force that are not gone after `GRACE`: hung, or stopped."""
-    if not workers:
-        return
-    killer = threading.Timer(GRACE, kill, [workers])
-    killer.daemon = True
-    if any(worker.is_alive() for worker in workers):  # else the interpreter may be ending, where no thread can start
-        killer.start()
-    try:
-        with suppress(RuntimeError):  # torch raises it, wherever it waits, about each worker that is killed
-            batches._shutdown_workers()
-    finally:
-        killer.cancel()
-        kill(workers)
-
-
-@atexit.register  # after multiprocessing, and so called before: that would wait without limit for the same workers
-def _kill_left_workers() -> None:
-    """Kill the workers of loaders that an error has left half iterated over."""
-    left = [worker for loader in Loader.known for worker in loader.processes if not loader.left]
-    if left and left[0]._parent_pid == os.getpid():  # type: ignore[attr-defined]
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
-        kill(left)
-
-
-@contextmanager
-def naming_videos(starting: bool = False) -> Iterator[None]:
-    """Turn torch's errors about its workers into `WorkerLost`; the stacks of workers that hang go to stderr.
-
-    A UserError of a worker, of which torch makes one with the complete traceback as text, gets its own text back.
-    Too little shared memory and too few open files become UserErrors.
-
-    A `Loader` does so while one waits for its batch. But the death of a worker is raised wherever the main thread
-    happens to be: put this around all that runs beside a loader.
-    """
-    try:
-        yield
-    except UserError as error:
-        if not str(error).startswith("Caught UserError in DataLoader worker"):
-            raise
-        raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]) from None
-    except OSError as error:
-        if starting or error.errno == errno.EMFILE:  # a full disk is no business of the workers
-            raise limits.shortage(error) or error from None
-        raise
-    except RuntimeError as error:
-        message = next((loader.message() for loader in Loader.known if loader.message()), str(error))
-        if problem := limits.shortage(message):
-            raise problem from None
-        what = str(error).split("\n")[0].strip(" .\0")
-        if not what.startswith("DataLoader "):
-            raise
-        in_use = {pid: path for loader in Loader.known for pid, path in loader.in_use().items()}
-        lost = set(in_use)
-        if "timed out" in what:
-            _dump_stacks(in_use)
-        else:
-            lost -= {process.pid for process in multiprocessing.active_children()}
-        raise WorkerLost(what, sorted({in_use[pid] for pid in lost} - {""})) from None
-
-
-def _dump_stacks(in_use: dict[int, str]) -> None:
-    for pid, path in in_use.items():
-        say(f"worker {pid}, {path or 'no video'}, is at:")
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR2)
-        time.sleep(0.2)  # it writes by itself
-
-
-def _start_worker(parent: Parent, pids: Tensor, paths: Tensor, messages: Tensor, worker: int) -> None:
-    """Prepare a worker process: called in it, first of all."""
-    end_with(parent)
-    faulthandler.register(signal.SIGUSR2, file=2)
-    # A scheduler that ends a job sends these to all of its processes; the main process decides.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker ends with the job's signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
-    # Threads of multiprocessing send the batches. It prints their errors; the main process would wait in vain.
-    sys.excepthook = lambda _, error, __: _give_up(messages[worker], error)
-    queues.Queue._on_queue_feeder_error = staticmethod(lambda error, _: _give_up(messages[worker], error))  # type: ignore[attr-defined]
-    paths[worker] = messages[worker] = 0  # of the one before
-    pids[worker] = os.getpid()
-    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
-    dataset.reading = paths[worker].numpy()
-
-
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
-        pass  # of somebody else, while the parent lives
-    os._exit(0)
-
-
-def _give_up(row: Tensor, error: BaseException) -> NoReturn:
-    """End this worker, which cannot send a batch, and leave the error to the main process."""
-    if limits.shortage(error) is None:
-        traceback.print_exception(error)
-    message = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:LONGEST_MESSAGE]
-    row[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-    os._exit(1)
-
-
-def _hand_over(items: list[Clips]) -> list[Clips]:
-    """Return a batch as it is: clips differ in size until the device has resized them.
-
-    In a worker their frames are put into shared memory, here rather than by torch in a thread whose errors are lost.
+    The clips differ in size until the device has resized them, so that they stay a list.
 
     Raises:
-        UserError: there is too little shared memory, or a video could not be opened for want of open files: the video
-            is not to blame for that.
+        UserError: there is too little shared memory.
     """
     try:
         for item in items:
             if isinstance(item, Clips):
-                for error in item.unreadable:
-                    if os.strerror(errno.EMFILE) in error.reason:
-                        raise error
-                if get_worker_info() is not None:
-                    item.frames.share_memory_()
-    except (VideoError, RuntimeError) as error:
+                item.frames.share_memory_()
+    except RuntimeError as error:
         raise limits.shortage(error) or error from None
     return items
 
@@ -417,13 +229,9 @@ class DeviceBatches:
 
     def _assemble(self, items: list[Clips]) -> Batch:
         read = [item for item in items if item.views]
-        clips = [self._clips(item) for item in read]
+        options = (self.device, self.mean, self.std, self.dims, self.dtype)
         targets = self.collate([item.target for item in read]).to(self.device, non_blocking=True)
+        clips: list[Tensor] = []
+        for item in read:
+            clips += network_input(item, *options)
         return Batch(torch.cat(clips) if clips else torch.empty(0, device=self.device), targets, items)
-
-    def _clips(self, item: Clips) -> Tensor:
-        frames = render(
-            item.frames.to(self.device, non_blocking=True), item.views, self.mean, self.std, item.changes, self.dtype
-        )
-        clips = gather_clips(frames, torch.from_numpy(item.clip_indices).to(self.device, non_blocking=True))
-        return clips if self.dims == 3 else clips.squeeze(2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from video_gn.data.augment import Box
+from video_gn.data.sampling import Box
 
 
 @dataclass(frozen=True)

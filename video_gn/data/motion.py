@@ -122,7 +122,7 @@ def draw_look(rng: np.random.Generator, size: int) -> Look:
 
 
 def draw_frames(track: Track, look: Look) -> np.ndarray:
-    """Renders a track: uint8 (num_frames, size, size, 3), on the torus, without motion blur."""
+    """Render a track: uint8 (num_frames, size, size, 3), on the torus, without motion blur."""
     return _as_pixels(_draw_shape(look.ground.astype(np.float32), track, look))
 
 
@@ -153,7 +153,7 @@ def _as_pixels(frames: np.ndarray) -> np.ndarray:
 
 
 def render(label: int, seed: int, *, num_frames: int = 48, size: int = 64) -> np.ndarray:
-    """Renders a video of class `label`, a pure function: uint8 (num_frames, size, size, 3)."""
+    """Render a video of class `label`, a pure function: uint8 (num_frames, size, size, 3)."""
     look, track = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     return draw_frames(draw_track(label, track, num_frames), draw_look(look, size))
 
@@ -173,7 +173,7 @@ def render_pair(labels: tuple[int, int], seed: int, *, num_frames: int = 48, siz
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = 30) -> None:
-    """Writes uint8 (T, H, W, 3) RGB frames, H and W even, as H.264 MP4; `path` appears when it is complete.
+    """Write uint8 (T, H, W, 3) RGB frames, H and W even, as H.264 MP4; `path` appears when it is complete.
 
     Raises UserError where FFmpeg has no libx264.
     """
@@ -195,7 +195,7 @@ def write_dataset(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes `folder`/{train,val}/CLASS/INDEX.mp4, {train,val}.csv, classes.txt and, last, motion.json.
+    """Write `folder`/{train,val}/CLASS/INDEX.mp4, {train,val}.csv, classes.txt and, last, motion.json.
 
     A complete folder of the same parameters is reused, an interrupted one continued. A video depends on
     (seed, split, index, num_frames, size, shapes) alone, so more videos leave the first ones as they are.
@@ -266,7 +266,7 @@ def _check_folder(folder: Path, parameters: dict[str, int]) -> None:
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[None]:
-    """Runs the jobs, in this process or in spawned ones, which inherit no thread or lock."""
+    """Run the jobs, in this process or in spawned ones, which inherit no thread or lock."""
     if workers <= 1 or len(jobs) <= 1:
         yield from map(_render_file, jobs)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocas
     """Return a callable that gives the context of a forward pass in `precision`."""
     dtype = autocast_dtype(precision, device)
     half = torch.bfloat16 if dtype == torch.float32 else dtype  # where it is off, the type says nothing
-    return lambda: torch.autocast(device.type, half, enabled=dtype != torch.float32)
+    return partial(torch.autocast, device.type, half, enabled=dtype != torch.float32)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

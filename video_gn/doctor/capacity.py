@@ -78,8 +78,7 @@ def loading(config: Config, ranks: int, height: int, width: int, num_frames: int
     """
     import numpy as np
 
-    from video_gn.data.augment import area_reduction, cut, eval_views, reduction
-    from video_gn.data.sampling import clip_indices, uniform_starts
+    from video_gn.data.sampling import area_reduction, clip_indices, cut, eval_views, reduction, uniform_starts
 
     data, test = config.data, config.test
     clip_frames = 1 if data.stride == 0 else min(data.frames, num_frames)

@@ -16,10 +16,11 @@ import torch
 from video_gn.config import Config
 from video_gn.console import say
 from video_gn.data.augment import augmentations
-from video_gn.data.dataset import ClipSpec, TestClips, TrainClips, ValClips
+from video_gn.data.dataset import TestClips, TrainClips, ValClips
 from video_gn.data.images import image_classes, read_image_folder
 from video_gn.data.lists import Record, check_files, find_list, name_some, read_class_names, read_list
 from video_gn.data.mixing import Mixing
+from video_gn.data.sampling import ClipSpec
 from video_gn.data.targets import labels_of, text_of
 from video_gn.distributed.world import World
 from video_gn.engine.health import QUARANTINE
@@ -38,7 +39,7 @@ SAME_CLASSES = (
 
 
 def read_records(config: Config, name: str, world: World, trained: Sequence[str] | None = None) -> list[Record]:
-    """The records of a list or an image folder, checked on rank 0 for all ranks; those of data.quarantine too.
+    """Return the records of a list or an image folder, checked on rank 0 for all ranks; data.quarantine's too.
 
     Args:
         trained: the names of the classes that the net is trained on (`class_names`). Those of an image folder, or of
@@ -52,7 +53,7 @@ def read_records(config: Config, name: str, world: World, trained: Sequence[str]
 
 
 def read_train_records(config: Config, world: World, names: Sequence[str] | None = None) -> list[Record]:
-    """The records to train on: those of data.train_list that are not in data.quarantine. As `read_records`."""
+    """Return the records to train on: those of data.train_list that are not in data.quarantine. As `read_records`."""
     records = read_records(config, config.data.train_list, world, names)
     if config.data.quarantine is None:
         return records
@@ -74,7 +75,7 @@ def quarantine(config: Config) -> dict[str, str]:
 
 
 def _run_quarantine(config: Config) -> dict[str, str]:
-    """That, and the videos that crashed a worker of this run or made it hang."""
+    """Return that, and the videos that crashed a worker of this run or made it hang."""
     file = Path(config.output_dir) / QUARANTINE
     return quarantine(config) | (_read_report(file) if file.exists() else {})
 
@@ -170,7 +171,7 @@ def fingerprint(records: Sequence[Record]) -> str:
 
 
 def _names_in(file: Path) -> list[str]:
-    """The lines of a file of names; [] where it is none."""
+    """Return the lines of a file of names; [] where it is none."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, ValueError):
@@ -185,7 +186,7 @@ def _is_unnamed(names: Sequence[str]) -> bool:
 
 
 def _spelled(name: str) -> str:
-    """A name as it is compared."""
+    """Return a name as it is compared."""
     name = unicodedata.normalize("NFC", name)
     return re.sub(r"[\s_-]+", "", name).casefold() or name
 
@@ -300,7 +301,7 @@ def train_dataset(config: Config, records: list[Record]) -> TrainClips:
 
 
 def val_dataset(config: Config, records: list[Record]) -> ValClips | TestClips:
-    """What the monitored error is of: one random clip a video (Figure 7), the center crop of an image (section 4.1)."""
+    """Return what is validated: one random clip per video (Figure 7), the center crop of an image (section 4.1)."""
     clips: ValClips | TestClips
     if config.data.kind == "images":
         clips = test_dataset(config, records)
@@ -342,5 +343,5 @@ def mixing(config: Config) -> Mixing:
 
 
 def decoder(config: Config) -> str:
-    """What opens the files: data.decoder, or "image"."""
+    """Return what opens the files: data.decoder, or "image"."""
     return "image" if config.data.kind == "images" else config.data.decoder

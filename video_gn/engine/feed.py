@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from video_gn.config import Config
-from video_gn.data.dataset import MIXING, Clips
+from video_gn.data.dataset import Clips, TrainBatches
 from video_gn.data.lists import Record
-from video_gn.data.loader import Batch, DeviceBatches, TrainBatches, eval_loader, train_loader
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.loader import Batch, DeviceBatches, eval_loader, train_loader
+from video_gn.data.sampling import MIXING, keyed_rng
 from video_gn.distributed.precision import autocast_dtype
 from video_gn.distributed.world import World
 from video_gn.engine.datasets import mixing, train_dataset, val_dataset
@@ -39,6 +39,7 @@ class Feed:
         self.train_clips = train_dataset(config, train_records)
         self.val_clips = val_dataset(config, val_records)
         self.mixing = mixing(config)
+        self.mixes = bool(self.mixing.mixup or self.mixing.cutmix)
         self.unreadable = Unreadable(Path(config.output_dir) / "unreadable.txt", config.data.max_unreadable, world)
         self.memory_format = memory_format(config)
 
@@ -92,9 +93,9 @@ class Feed:
             self.check(batch)
             yield batch.clips.contiguous(memory_format=self.memory_format)
 
-    def paths(self, batch: Batch) -> list[str]:
-        """Return the paths, as in the list, of a training batch's videos."""
-        return [self.train_clips.records[item.index].path for item in batch.items]
+    def paths(self, indices: Sequence[int]) -> list[str]:
+        """Return the paths, as in the list, of training videos."""
+        return [self.train_clips.records[index].path for index in indices]
 
     def _on_device(self, loader: Iterable[list[Clips]]) -> DeviceBatches:
         data, device = self.config.data, self.world.device

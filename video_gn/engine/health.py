@@ -17,7 +17,7 @@ from video_gn.console import say
 from video_gn.data.dataset import open_file
 from video_gn.data.decode import NotFetched, VideoError
 from video_gn.data.lists import Record, video_path
-from video_gn.data.loader import WorkerLost, naming_videos
+from video_gn.data.workers import WorkerLost, naming_videos
 from video_gn.distributed.world import World
 from video_gn.errors import UserError
 from video_gn.files.tables import RFC_4180, csv_text

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
-import os
 import re
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,86 +18,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from video_gn.config import Config, flatten, parse_config
+from video_gn.config import Config, parse_config
 from video_gn.console import say
-from video_gn.data.augment import gather_clips, render
+from video_gn.data.augment import network_input
 from video_gn.data.dataset import Clips
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record, find_list
-from video_gn.data.loader import eval_loader, naming_videos
+from video_gn.data.loader import eval_loader
+from video_gn.data.workers import naming_videos
 from video_gn.distributed.precision import autocast, autocast_dtype, share_cores
 from video_gn.distributed.world import World, world
 from video_gn.engine.board import show_test
 from video_gn.engine.datasets import class_names, fingerprint, read_records, test_dataset
+from video_gn.engine.results import ELSEWHERE, TestResult, file_stem, protocol, run_folder
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
+from video_gn.files.tables import csv_text
 from video_gn.models import Network
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
-from video_gn.tasks import DEFAULT_TASK, TASKS, Task, build_task
+from video_gn.tasks import Task, build_task
 
-ELSEWHERE = "give --out FOLDER for the files of the test"
 BOARD_BYTES = 4 * 2**20
 """Room for what TensorBoard shows of a test: a confusion matrix and a sheet of 12 videos."""
-SETTINGS = (
-    *("data.kind", "data.frames", "data.stride", "data.crop", "data.mean", "data.std", "data.decoder"),
-    *("data.quarantine", "test.views", "test.clips", "test.clip_starts", "test.short_side", "train.precision"),
-)
-"""What a score depends on beside the model section, the list and the weights."""
-IN_PROTOCOL = {
-    "center": {"test.views", "test.clips", "test.clip_starts", "data.crop"},
-    "three": {"test.views", "test.clips", "test.clip_starts", "test.short_side"},
-    "full": {"test.views", "test.clips", "test.clip_starts", "test.short_side"},
-}
-"""By test.views, the settings that the protocol's name says."""
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """What a test found; `content` is its JSON file."""
-
-    protocol: str
-    scores: dict[str, Any]
-    """The task's numbers in percent, over the videos that were scored, and those of each class by its name; None where
-    they are undefined."""
-    videos_scored: int
-    videos_listed: int
-    unreadable: dict[str, str]
-    """Path -> reason of each video that was not scored."""
-    clips_per_second: float
-    seconds: float
-    checkpoint: str
-    step: int
-    weights_sha256: str
-    """Of the model's tensors."""
-    test_list: str
-    list_sha256: str
-    """Of the list's records (`engine.datasets.fingerprint`)."""
-    config: dict
-
-    def content(self) -> dict[str, Any]:
-        """Return the content of the JSON file, where the scores stand side by side with all else."""
-        values = asdict(self)
-        protocol, scores = values.pop("protocol"), values.pop("scores")
-        return {"protocol": protocol} | scores | values
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> TestResult:
-        """Return the result that a JSON file holds. Raises TypeError where it is another version's."""
-        names = {each.name for each in fields(cls)}
-        scores = {key: value for key, value in content.items() if key not in names}
-        return cls(**{key: value for key, value in content.items() if key in names}, scores=scores)
-
-    def table(self) -> str:
-        """Return lines for a person, on stdout."""
-        figures = TASKS[self.config.get("task", DEFAULT_TASK)].scores
-        lines = [
-            f"{self.protocol}, {self.checkpoint} after step {self.step}, on {self.test_list}",
-            *(f"{figure.name:<20} {_percent(self.scores[figure.key])}" for figure in figures),
-            f"videos scored        {self.videos_scored} of {self.videos_listed} listed",
-            f"speed                {self.clips_per_second:.1f} clips/s",
-        ]
-        return "\n".join(lines)
 
 
 def test_checkpoint(
@@ -125,7 +65,7 @@ def test_checkpoint(
     config = parse_config(state["config"], overrides, source=str(path))
     same = config.model_dump(mode="json") | {"checkpoint": {"step": state["step"]}}
     with world(config.device, same) as ranks:
-        result = _test(path, state, config, ranks, _run_folder(path) if out is None else Path(out))
+        result = _test(path, state, config, ranks, run_folder(path) if out is None else Path(out))
     if result is not None:
         _check_unreadable(result, config)
     return result
@@ -147,7 +87,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World, fold
     scores = Scores.merged(shares)
     result = _result(path, state, config, records, scores, seconds, names)
     try:
-        name = _file_stem(folder, result, state)
+        name = file_stem(folder, result, state)
         write_text(folder / f"{name}.csv", _csv(build_task(config), records, scores, names), ELSEWHERE)
         write_text(folder / f"{name}.json", json.dumps(result.content(), indent=2) + "\n", ELSEWHERE)
         say(f"wrote {folder / name}.json and .csv")
@@ -159,7 +99,7 @@ def _test(path: Path, state: ckpt.Checkpoint, config: Config, world: World, fold
 
 
 def _read_records(path: Path, config: Config, names: Sequence[str], world: World) -> list[Record]:
-    """The list's records. Of a list without labels, an error that names what needs none."""
+    """Return the list's records. Of a list without labels, raise an error that names what needs none."""
     try:
         return read_records(config, config.data.test_list, world, names)
     except UserError:
@@ -172,7 +112,7 @@ def _read_records(path: Path, config: Config, names: Sequence[str], world: World
 
 
 def _has_no_labels(config: Config) -> bool:
-    """Whether a list that cannot be read is of paths only: no line ends in a number, all in what looks like a file."""
+    """Return whether a list that cannot be read has paths only: no line ends in a number, all in a file's name."""
     try:
         text = find_list(config.data.test_list, config.data.root).read_text(encoding="utf-8-sig")
     except (UserError, OSError, ValueError):
@@ -218,7 +158,7 @@ class Scores:
 
     @classmethod
     def merged(cls, shares: Sequence[Scores]) -> Scores:
-        """The ranks' shares together."""
+        """Return the ranks' shares together."""
         rows = {index: row for share in shares for index, row in share.rows.items()}
         unreadable = {index: reason for share in shares for index, reason in share.unreadable.items()}
         return cls(rows, unreadable, sum(share.clips for share in shares))
@@ -229,18 +169,14 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
     """Score this rank's share of the videos."""
     dataset, data = test_dataset(config, records), config.data
     loader = eval_loader(dataset, 1, data.workers, world.device, world.rank, world.size, data.timeout)
-    window = model.feature_size(config.data.crop)
-    precision = autocast(config.train.precision, world.device)
     scores = Scores()
     bar = tqdm(loader, "testing", len(loader), unit="video", disable=None if world.is_main else True)
     with naming_videos():
-        for (item,) in bar:
+        for item, probabilities in score_items(model, chain.from_iterable(bar), config, world.device):
             for error in item.unreadable:
                 scores.unreadable[item.index] = error.reason
                 say(f"video not scored: {error}")
-            if item.views:
-                with precision():
-                    probabilities = score_video(model, item, config, window, world.device)
+            if probabilities is not None:
                 row = probabilities.mean(0).cpu().numpy()  # sync point: once a video
                 if not np.isfinite(row).all():
                     raise UserError(f"the scores of {records[item.index].path} are not finite; test another checkpoint")
@@ -249,151 +185,40 @@ def score_videos(model: Network, config: Config, records: list[Record], world: W
     return scores
 
 
-def score_video(model: Network, item: Clips, config: Config, window: int, device: torch.device) -> Tensor:
-    """Return the scores of each view and clip of a video, averaged over the last map: float32 (V * K, classes)."""
-    task = build_task(config)
-    frames = item.frames.to(device, non_blocking=True)
-    dtype = autocast_dtype(config.train.precision, device)
-    frames = render(frames, item.views, config.data.mean, config.data.std, dtype=dtype)
-    clip_indices = torch.from_numpy(item.clip_indices).to(device)
-    clips_a_pass = max(1, config.test.clips_per_batch // len(item.views))
-    scores = []
-    for chunk in clip_indices.split(clips_a_pass):
-        clips = gather_clips(frames, chunk)
-        logits = model(clips if config.dims == 3 else clips.squeeze(2), window)
-        scores.append(task.probabilities(logits).mean(1))
-    return torch.cat(scores)
+def score_items(
+    model: Network, items: Iterable[Clips], config: Config, device: torch.device
+) -> Iterator[tuple[Clips, Tensor | None]]:
+    """Yield videos as they come, each with the scores of its views and clips, averaged over the last map.
 
-
-def protocol(config: Config) -> str:
-    """The name of the score: "10-clip center 224", "10x3 256" or "10-clip full 256"."""
-    test = config.test
-    if config.data.kind == "images":
-        return f"1-crop center {config.data.crop}"
-    name = {
-        "center": f"{test.clips}-clip center {config.data.crop}",
-        "three": f"{test.clips}x3 {test.short_side}",
-        "full": f"{test.clips}-clip full {test.short_side}",
-    }[test.views]
-    return name + (" baseline starts" if test.clip_starts == "baseline" else "")
-
-
-def result_path(folder: Path, protocol: str, suffix: str) -> Path:
-    """test_<protocol>.json or .csv of a run's own test: in its folder, blanks in the protocol's name as underscores."""
-    return folder / f"test_{protocol.replace(' ', '_')}{suffix}"
-
-
-def read_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return all tests' JSON files of a folder and their content, as `TestResult`; a plain name before longer ones.
-
-    Files of other versions may lack keys. Raises UserError where a file is not readable as a JSON object.
+    The scores are float32 (V * K, classes); None for a video that could not be read.
     """
-    return [(path, _read_result(path)) for path in sorted(folder.glob("test_*.json"), key=lambda path: path.stem)]
+    task, data = build_task(config), config.data
+    window = model.feature_size(data.crop)
+    precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
+    dims, at_once = config.dims, config.test.clips_per_batch
+    for item in items:
+        if not item.views:
+            yield item, None
+            continue
+        # A few clips at a time, each in all views.
+        clips = network_input(item, device, data.mean, data.std, dims, dtype, max(1, at_once // len(item.views)))
+        logits = []
+        with precision():
+            for each in clips:
+                logits.append(model(each, window))
+            scores = task.probabilities(torch.cat(logits)).mean(1)
+        yield item, scores
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); make it again or remove it") from None
-    if not isinstance(value, dict) or not isinstance(value.get("config", {}), dict):
-        raise UserError(f"{path}: a JSON object is needed; make it again or remove it")
-    return value
-
-
-def identity(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that makes two scores the same one, of a `TestResult` as a dict: one may replace the other."""
-    names = ("checkpoint", "step", "weights_sha256", "test_list", "list_sha256")
-    config = flatten(result["config"])
-    settings = {key: value for key, value in config.items() if key in SETTINGS or key.startswith("model.")}
-    return {name: result[name] for name in names if name in result} | settings
-
-
-def full_stem(result: Mapping[str, Any]) -> str:
-    """Return a file name that is this score's only: readable parts of its identity, and a hash of all of it."""
-    data, short_side = result["config"]["data"], result["config"]["test"]["short_side"]
-    digest = hashlib.sha256(json.dumps(identity(result), sort_keys=True, default=str).encode()).hexdigest()[:8]
-    parts = [
-        result_path(Path(), result["protocol"], "").name,
-        Path(str(result.get("test_list", "list"))).stem[:40],
-        f"{data['frames']}x{data['stride']}",
-        f"short_side_{short_side}",
-        Path(str(result.get("checkpoint", "checkpoint"))).stem[:40],
-        f"step_{result.get('step')}",
-        digest,
-    ]
-    return re.sub(r"[^\w.-]+", "-", "_".join(parts), flags=re.ASCII)
-
-
-def _file_stem(folder: Path, result: TestResult, state: ckpt.Checkpoint) -> str:
-    """The name of a test's files. Where the plain one is this test's and holds another score, that one is renamed."""
-    new = result.content()
-    plain = result_path(folder, result.protocol, "").name
-    try:
-        old = _read_result(folder / f"{plain}.json")
-        before, now = identity(old), identity(new)
-    except (UserError, KeyError):  # there is none
-        old, before, now = {}, {}, {}
-    if not _is_own(result, state, old.get("list_sha256")):
-        return full_stem(new)
-    if any(before[key] != now[key] for key in before.keys() & now.keys()):
-        _rename(folder, plain, full_stem(old))
-    return plain
-
-
-def _is_own(result: TestResult, state: ckpt.Checkpoint, tested_list: str | None) -> bool:
-    """Whether a test is the run's own: of last.pt, with the config's list and settings, but what the protocol says.
-
-    Args:
-        tested_list: the hash of the list that the last own test had.
-    """
-    own = flatten(parse_config(state["config"]).model_dump(mode="json"))
-    now = flatten(result.config)
-    settings = {"data.test_list", *SETTINGS} - IN_PROTOCOL[now["test.views"]]
-    if result.checkpoint != ckpt.LAST or any(own[key] != now[key] for key in settings):
-        return False
-    if own["data.root"] == now["data.root"]:
-        return True
-    # Another root may be another machine's, or another data set with a list of that name.
-    if own["data.val_list"] == now["data.test_list"] and "lists" in state:
-        tested_list = state["lists"]["val"]
-    return tested_list in (None, result.list_sha256)
-
-
-def _rename(folder: Path, old: str, new: str) -> None:
-    """Give a test's files another name; the JSON last, which says that there is a test."""
-    try:
-        for suffix in (".csv", ""):
-            if (folder / f"{old}{suffix}").exists():
-                shutil.rmtree(folder / f"{new}{suffix}", ignore_errors=True)  # a folder's place must be empty
-                os.replace(folder / f"{old}{suffix}", folder / f"{new}{suffix}")
-        os.replace(folder / f"{old}.json", folder / f"{new}.json")
-    except OSError as error:
-        raise write_error(folder / f"{new}.json", error, ELSEWHERE) from None
-    say(f"{folder / old}.json held another score; it is now {new}.json")
-
-
-def finished_result(checkpoint_path: Path, config: Config) -> TestResult | None:
-    """The result on disk of the same checkpoint and test, if it is newer than the checkpoint; else None."""
-    path = result_path(_run_folder(checkpoint_path), protocol(config), ".json")
-    if not path.exists() or path.stat().st_mtime < checkpoint_path.stat().st_mtime:
-        return None
-    try:
-        result = TestResult.of(_read_result(path))
-    except (UserError, TypeError):  # damaged, or of another version
-        return None
-    same = result.checkpoint == checkpoint_path.name and result.config == config.model_dump(mode="json")
-    return result if same else None
-
-
-def _run_folder(checkpoint_path: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; a checkpoint on its own is tested into its own folder."""
-    folder = checkpoint_path.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else folder
+def score_video(model: Network, item: Clips, config: Config, device: torch.device) -> Tensor:
+    """Return the scores of each view and clip of a video that was read, as `score_items`: float32 (V * K, classes)."""
+    _, scores = next(score_items(model, [item], config, device))
+    assert scores is not None
+    return scores
 
 
 def _check_unreadable(result: TestResult, config: Config) -> None:
-    """Raises UserError when more videos than test.max_unreadable could not be scored."""
+    """Raise UserError when more videos than test.max_unreadable could not be scored."""
     missing = result.videos_listed - result.videos_scored
     if missing > config.test.max_unreadable:
         print(result.table())
@@ -451,25 +276,19 @@ def weights_digest(state: ckpt.Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _percent(value: float | None) -> str:
-    return "     -" if value is None else f"{value:6.2f} %"
-
-
 def _rounded(percent: float) -> float | None:
-    """None for the NaN of no videos, which JSON does not have."""
+    """Round; return None for the NaN of no videos, which JSON does not have."""
     return None if math.isnan(percent) else round(percent, 4)
 
 
 def _csv(task: Task, records: list[Record], scores: Scores, class_names: list[str]) -> str:
-    """A row a listed video: path, label, predicted label, problem, then its score of each class."""
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["path", "label", "predicted", "problem", *(f"score_{name}" for name in class_names)])
+    """Return one row per listed video: path, label, predicted label, problem, then its score of each class."""
+    rows: list[list[str]] = [["path", "label", "predicted", "problem", *(f"score_{name}" for name in class_names)]]
     for index, record in enumerate(records):
         label = task.text(record.target)
         if index in scores.rows:
             row = scores.rows[index]
-            rows.writerow([record.path, label, task.predicted(row), "", *(f"{score:.6g}" for score in row)])
+            rows.append([record.path, label, task.predicted(row), "", *(f"{score:.6g}" for score in row)])
         else:
-            rows.writerow([record.path, label, "", scores.unreadable[index], *[""] * len(class_names)])
-    return table.getvalue()
+            rows.append([record.path, label, "", scores.unreadable[index], *[""] * len(class_names)])
+    return csv_text(rows)

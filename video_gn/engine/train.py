@@ -17,11 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from video_gn.config import Config
 from video_gn.console import say
-from video_gn.data.dataset import DROPOUT
 from video_gn.data.decode import check_decoder
 from video_gn.data.lists import Record
 from video_gn.data.loader import Batch, DeviceBatches
-from video_gn.data.sampling import keyed_rng
+from video_gn.data.sampling import dropout_seeds
 from video_gn.distributed.precision import autocast, share_cores
 from video_gn.distributed.profile import trace
 from video_gn.distributed.signals import Stop, stop_signals
@@ -191,16 +190,19 @@ class Trainer:
         self.model.train()
         before, measured = state.copy_of_buffers(self.model), self.task.metrics(self.world.device)
         losses: list[Tensor] = []
-        videos: list[list[str]] = []
-        for index in range(self.plan.accumulation_steps):
+        videos: list[list[int]] = []
+        # Dropout and mixing are keyed by the micro-batch's position in the global batch, whichever rank runs it.
+        positions = range(self.world.rank, self.plan.accumulation_steps * self.world.size, self.world.size)
+        seeds = dropout_seeds(self.config.seed, self.step_done, positions)
+        for index, position in enumerate(positions):
             # The micro-batch that was prepared beside the one before.
             batch = self.prefetched
             assert batch is not None
-            self.feed.check(batch)
-            # Dropout and mixing are keyed by the micro-batch's position in the global batch, whichever rank runs it.
-            position = index * self.world.size + self.world.rank
-            torch.manual_seed(int(keyed_rng(self.config.seed, DROPOUT, self.step_done, position).integers(2**62)))
-            batch = self.feed.mixed(batch, self.step_done, position)
+            if any(item.unreadable for item in batch.items):
+                self.feed.check(batch)
+            torch.manual_seed(seeds[index])
+            if self.feed.mixes:
+                batch = self.feed.mixed(batch, self.step_done, position)
             # Forward and backward; ranks add their gradients in the last micro-batch only.
             last = index == self.plan.accumulation_steps - 1
             with contextlib.nullcontext() if last else self._no_sync():
@@ -210,7 +212,7 @@ class Trainer:
             # What is known of it, and the next one on its way to the device while the host waits in _agree.
             measured.update(logits, batch.targets, loss)
             losses.append(loss.clone())
-            videos.append(self.feed.paths(batch))
+            videos.append(batch.indices)
             self.prefetched = next(micro_batches, None)
         if self.graphed:  # without DDP, which does it otherwise
             self.world.average([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -219,7 +221,7 @@ class Trainer:
         if bad_loss or bad_gradient:
             state.set_buffers(self.model, before)
             if bad_loss or not self._lower_loss_scale():
-                self.skipped.report(self.step_done + 1, losses, videos)
+                self.skipped.report(self.step_done + 1, losses, [self.feed.paths(indices) for indices in videos])
         else:
             self._update()
             metrics.state += measured.state

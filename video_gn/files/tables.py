@@ -25,6 +25,15 @@ def csv_text(rows: Iterable[Iterable[object]], end: str = "\n") -> str:
     return text.getvalue()
 
 
+def csv_rows(path: Path) -> list[list[str]]:
+    """Return the rows of a csv that `csv_text` made. Raises OSError, and ValueError where it is not UTF-8 or no csv."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+
+
 def row_text(row: Mapping[str, object], columns: Sequence[str], end: str = RFC_4180) -> str:
     """Return a row of a table with these columns as a line; a value that it lacks is empty, others are left out."""
     return csv_text([[row.get(column, "") for column in columns]], end)

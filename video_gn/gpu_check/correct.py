@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.benchmark.norm import Case, norm_inputs
-from video_gn.data.augment import View
 from video_gn.data.dataset import Clips
 from video_gn.data.loader import DeviceBatches
+from video_gn.data.sampling import View
 from video_gn.distributed.precision import autocast
 from video_gn.distributed.world import World
 from video_gn.engine.graph import WARM_UP, GraphedPass, Pass

@@ -16,7 +16,8 @@ from video_gn.benchmark.common import Call, Samples, Table, host_sample
 from video_gn.data.loader import DeviceBatches
 from video_gn.gpu_check.correct import MEAN, POOLS, STD, batches, build
 from video_gn.gpu_check.findings import Findings, Place
-from video_gn.models.stem import MaxPool3d, folded_conv3d
+from video_gn.models.resnet import MaxPool3d
+from video_gn.models.stem import folded_conv3d
 
 ROOFLINE = 60  # % of a copy's bandwidth that Group Norm and ReLU shall reach
 

@@ -63,7 +63,7 @@ def _stage_shapes(model: Network, clip: Tensor) -> dict[str, list[int]]:
     with torch.no_grad():
         model.eval()
         for stage in model.stages:
-            clip = model.run_stage(stage, clip)
+            clip = model.layer(stage)(clip)
             shapes[stage] = list(clip.shape[2:])
     return shapes
 

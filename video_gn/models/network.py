@@ -6,7 +6,7 @@ A new network is one file with a subclass of `Network` and one line in `NETWORKS
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from video_gn.models.freeze import Freezable
 class Network(Freezable):
     """A network of named stages and a head, over clips (N, 3, T, H, W) or images (N, 3, H, W).
 
-    A subclass sets `stages`, has a submodule for each of them (or its own `run_stage`) and one called `head`.
+    A subclass sets `stages`, has a submodule for each of them (or its own `layer`) and one called `head`.
     """
 
     head: nn.Module
@@ -45,19 +45,15 @@ class Network(Freezable):
 
     def run_to(self, stage: str, x: Tensor) -> Tensor:
         """Return the output (N, C, *) of a stage for input x; the stages behind it do not run."""
-        for name in self.stages[: self.position(stage) + 1]:
-            x = self._run(name, x)
-        return x
+        return self._run(self.stages[: self.position(stage) + 1], x)
 
     def run_from(self, stage: str, x: Tensor, window: int | None = None) -> Tensor:
         """Return logits, as `forward` does, of the output x of a stage."""
-        for name in self.stages[self.position(stage) + 1 :]:
-            x = self._run(name, x)
-        return self.classify(x, window)
+        return self.classify(self._run(self.stages[self.position(stage) + 1 :], x), window)
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """Run one stage."""
-        return self.get_submodule(stage)(x)
+    def layer(self, stage: str) -> Callable[[Tensor], Tensor]:
+        """Return what runs a stage."""
+        return self.get_submodule(stage)
 
     def classify(self, x: Tensor, window: int | None = None) -> Tensor:
         """Return logits, as `forward` does, of the last stage's output."""
@@ -86,15 +82,20 @@ class Network(Freezable):
         for norm in self.norms():
             yield from norm.parameters()
 
-    def _run(self, stage: str, x: Tensor) -> Tensor:
-        if stage not in self.checkpoint_stages or not torch.is_grad_enabled():
-            return self.run_stage(stage, x)
+    def _run(self, stages: Sequence[str], x: Tensor) -> Tensor:
+        again = self.checkpoint_stages if torch.is_grad_enabled() else ()
+        layers = [partial(self._run_again_later, stage) if stage in again else self.layer(stage) for stage in stages]
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    def _run_again_later(self, stage: str, x: Tensor) -> Tensor:
         # Here: it imports the compiler, which takes longer than all the rest of the package.
         from video_gn.models.recompute import run_again_later
 
         module = getattr(self, stage, None)
         if not isinstance(module, nn.Sequential):
-            return run_again_later(partial(self.run_stage, stage), x, self)
+            return run_again_later(self.layer(stage), x, self)
         for block in module:
             x = run_again_later(block, x, block)
         return x

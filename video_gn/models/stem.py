@@ -1,34 +1,12 @@
-"""What the first layers cost on a GPU: a convolution of 3 channels, and max-pools with overlapping windows.
-
-Same parameters and same results, up to the order of sums, as `nn.Conv3d` and `nn.MaxPool3d`.
-"""
+"""The first convolution of a network, of 3 channels, as a GPU computes it fast."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-try:
-    from video_gn.models import max_pool
-except ImportError:  # no Triton for this platform
-    max_pool = None  # type: ignore[assignment]
+from torch import Tensor
 
 CHANNELS = 8
 """Tensor cores take half-precision pixels of a multiple of 16 bytes."""
-
-
-class Conv3d(nn.Conv3d):
-    """Convolution with a stride, of few channels; on a GPU as one of stride 1 over blocks of pixels.
-
-    cuDNN has no fast kernel for 3 channels. Forward and weight gradient of conv1 of 8 clips of 32 x 224 x 224 take
-    2.5 ms folded and 12.5 ms as they are (H200, bf16, cuDNN 9.19).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if _on_gpu(x):
-            return folded_conv3d(x, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
-        return super().forward(x)
 
 
 def folded_conv3d(
@@ -68,22 +46,3 @@ def _fold(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 def _channels(x: Tensor, missing: list[int]) -> Tensor:
     """Return (N, C, T, H, W), channels last in memory, of (N, T, H, W, C); channels of zeros are added to it."""
     return (F.pad(x, missing) if missing[1] else x).permute(0, 4, 1, 2, 3)
-
-
-class MaxPool3d(nn.MaxPool3d):
-    """Max-pool; on a GPU, channels last, by kernels that keep a byte per output and whose gradient is deterministic."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if max_pool is None or not _on_gpu(x) or not x.is_contiguous(memory_format=torch.channels_last_3d):
-            return super().forward(x)
-        sizes = (_triple(value) for value in (self.kernel_size, self.stride, self.padding))
-        return max_pool.max_pool(x, *sizes)[0]
-
-
-def _on_gpu(x: Tensor) -> bool:
-    """Return whether x is there, and is not of a program that is exported for elsewhere."""
-    return x.is_cuda and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
-
-
-def _triple(value: int | tuple[int, ...]) -> list[int]:
-    return [value] * 3 if isinstance(value, int) else list(value)

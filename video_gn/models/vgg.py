@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,11 @@ class VGG(Network):
         self.head = nn.Linear(64 * width, num_classes)
         self._initialize()
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """Run the convolutions of a stage and the pool that ends it."""
-        number = self.position(stage)
+    def layer(self, stage: str) -> Callable[[Tensor], Tensor]:
+        """Return what runs the convolutions of a stage and the pool that ends it."""
+        return partial(self._convolve, self.position(stage))
+
+    def _convolve(self, number: int, x: Tensor) -> Tensor:
         first = sum(count for _, count in STAGES[:number])
         for index in range(first, first + STAGES[number][1]):
             x = normalize(self.norm[index], self.conv[index](x), relu=True)

@@ -38,13 +38,13 @@ from video_gn.data.decode.errors import NotFetched as NotFetched
 from video_gn.data.decode.errors import VideoError as VideoError
 from video_gn.data.decode.files import check_boxes, first_bytes
 from video_gn.data.decode.files import read_bytes as read_bytes
+from video_gn.data.decode.image_types import image_reason
 from video_gn.data.decode.libraries import DECODERS as DECODERS
 from video_gn.data.decode.libraries import check_decoder as check_decoder
 from video_gn.data.decode.pyav import PyAVReader
 from video_gn.data.decode.reader import VideoReader as VideoReader
 from video_gn.data.decode.torchcodec import TorchcodecReader
-from video_gn.data.image_types import image_reason
-from video_gn.data.stores import is_url
+from video_gn.data.stores import URL
 
 _MP4 = re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)", re.DOTALL)
 _MATROSKA = b"\x1aE\xdf\xa3"
@@ -62,7 +62,7 @@ def open_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoRead
     """
     check_decoder(decoder)
     path = os.fspath(path)
-    data = read_bytes(path) if is_url(path) else None
+    data = read_bytes(path) if URL.match(path) else None
     head = first_bytes(path) if data is None else data[:8]
     if head[:7] == b"#EXTM3U" or head == b"ffconcat":
         raise VideoError(path, "a list of other files, not a video")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
 
 import numpy as np
 
 from video_gn.data.decode import libraries
+from video_gn.data.decode.display import Crop
 from video_gn.data.decode.errors import CountCorrected, VideoError
 from video_gn.data.decode.pyav import PyAVReader
 from video_gn.data.decode.reader import VideoReader
 from video_gn.data.decode.torchcodec import TorchcodecReader
-from video_gn.data.display import Crop
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +21,16 @@ class AutoReader(VideoReader):
     """torchcodec, and PyAV from the first thing that torchcodec cannot do with this file."""
 
     def __init__(self, path: str, data: bytes | None) -> None:
-        self._data = data
+        self.path, self._data = path, data
         try:
-            self._reader: VideoReader = TorchcodecReader(path, data)
+            self._use(TorchcodecReader(path, data))
         except VideoError as error:
-            self._reader = self._fall_back(error)
+            self._use(self._fall_back(error))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_reader"], name)  # path, decoder, num_frames ... of the reader in use
+    def _use(self, reader: VideoReader) -> None:
+        self._reader = reader
+        self.decoder, self.num_frames, self.fps = reader.decoder, reader.num_frames, reader.fps
+        self.height, self.width = reader.height, reader.width
 
     def _fall_back(self, error: VideoError) -> VideoReader:
         if libraries.load("pyav") is None:
@@ -41,6 +42,9 @@ class AutoReader(VideoReader):
     def _decode(self, indices: list[int], crop: Crop, out: np.ndarray) -> None:
         try:
             return self._reader._decode(indices, crop, out)
+        except CountCorrected:
+            self._use(self._reader)
+            raise
         except VideoError as error:
             if self.decoder == "pyav":
                 raise
@@ -58,7 +62,7 @@ class AutoReader(VideoReader):
 
     def _replace(self, reader: VideoReader) -> None:
         self._reader.close()
-        self._reader = reader
+        self._use(reader)
 
     def close(self) -> None:
         self._reader.close()

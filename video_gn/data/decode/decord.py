@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from video_gn.data.decode import libraries
+from video_gn.data.decode.display import Crop, rotation
 from video_gn.data.decode.reader import CHUNK, VideoReader
 from video_gn.data.decode.stream import check_stored, probe, reading
-from video_gn.data.display import Crop, rotation
 
 
 class DecordReader(VideoReader):

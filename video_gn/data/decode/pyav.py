@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from video_gn.data import packets
-from video_gn.data.decode import libraries
+from video_gn.data.decode import libraries, packets
+from video_gn.data.decode.display import Crop
 from video_gn.data.decode.errors import VideoError
 from video_gn.data.decode.reader import VideoReader
 from video_gn.data.decode.stream import display_of, open_stream, reading
-from video_gn.data.display import Crop
 
 _SEEK_PAYS = 8  # frames: where a seek skips fewer, decoding them is as fast
 

@@ -6,12 +6,16 @@ import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from video_gn.data.decode.display import Crop, reduced
 from video_gn.data.decode.errors import CountCorrected
-from video_gn.data.display import Crop, reduced
+
+if TYPE_CHECKING:
+    from video_gn.data.sampling import View
 
 CHUNK = 32  # frames per batch of torchcodec or decord, fewer where they are large
 _HELD_BYTES = 128 << 20  # of full frames, while boxes are cut or all of a video are read
@@ -34,6 +38,12 @@ class VideoReader(AbstractContextManager["VideoReader"]):
     height: int
     width: int
     fps: float | None
+    shrinks = False
+    """Whether `shrink` chooses the scale at which it is read; else a reduction does."""
+
+    def shrink(self, views: Sequence[View]) -> list[View]:
+        """Choose the smallest scale at which no view is enlarged, for reading from now on; return the views at it."""
+        return list(views)
 
     def read(
         self, indices: Sequence[int], box: tuple[int, int, int, int] | None = None, reduction: int = 1

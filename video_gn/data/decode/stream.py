@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from video_gn.data.decode import libraries
+from video_gn.data.decode.display import Display, square_or
 from video_gn.data.decode.errors import VideoError
-from video_gn.data.display import Display, square_or
 from video_gn.errors import PROGRAMMING_ERRORS
 
 logger = logging.getLogger(__name__)

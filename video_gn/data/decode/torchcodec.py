@@ -6,12 +6,11 @@ import os
 
 import numpy as np
 
-from video_gn.data import packets
-from video_gn.data.decode import libraries
+from video_gn.data.decode import libraries, packets
+from video_gn.data.decode.display import Crop, round_half_away
 from video_gn.data.decode.errors import VideoError
 from video_gn.data.decode.reader import CHUNK, VideoReader
 from video_gn.data.decode.stream import check_stored, open_stream, probe, reading
-from video_gn.data.display import Crop, round_half_away
 
 
 class TorchcodecReader(VideoReader):
