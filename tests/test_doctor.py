@@ -179,8 +179,10 @@ def test_a_pyav_with_another_api(monkeypatch, name):
     """The clip is written; opening it meets an argument that this PyAV does not have."""
     import av
 
-    def open_of_another_version(file, mode="r", format=None):
-        return original(file, mode, format)
+    def open_of_another_version(file, mode="r", **options):
+        if mode == "r" and options:
+            raise TypeError("open() got an unexpected keyword argument")
+        return original(file, mode, **options)
 
     original = av.open
     monkeypatch.setattr(av, "open", open_of_another_version)
