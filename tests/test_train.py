@@ -185,7 +185,12 @@ def test_compiled_passes_train_the_same(tmp_path, videos, norm, monkeypatch):
     plain = run(tiny(tmp_path, videos, *change))
     compiled: list[object] = []
     compile_net = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or compile_net(net, backend="aot_eager"))
+
+    def compile_eagerly(net: object, **options: object) -> object:
+        compiled.append(net)
+        return compile_net(net, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
     (tmp_path / "other").mkdir()
     other = run(tiny(tmp_path / "other", videos, *change, "train.compile=true", "train.checkpoint_stages=[res3]"))
     assert len(compiled) == 1

@@ -223,7 +223,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
 
 class ValClips(_Videos):
-    """One clip a video with training augmentation, the same in every epoch: the monitored error of Figure 7."""
+    """One clip per video with training augmentation, the same in every epoch: the monitored error of Figure 7."""
 
     def __init__(self, records: Sequence[Record], root: str, decoder: str, spec: ClipSpec, *, seed: int) -> None:
         super().__init__(records, root, decoder, spec)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -195,18 +196,17 @@ def score_items(
     task, data = build_task(config), config.data
     window = model.feature_size(data.crop)
     precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
-    dims, at_once = config.dims, config.test.clips_per_batch
+    dims, clips_per_batch = config.dims, config.test.clips_per_batch
     for item in items:
         if not item.views:
             yield item, None
             continue
-        # A few clips at a time, each in all views.
-        clips = network_input(item, device, data.mean, data.std, dims, dtype, max(1, at_once // len(item.views)))
-        logits = []
+        at_once = max(1, clips_per_batch // len(item.views))  # clips, each in all views
         with precision():
-            for each in clips:
-                logits.append(model(each, window))
-            scores = task.probabilities(torch.cat(logits)).mean(1)
+            # No name holds what the network gets: it is large, and the next video's would come on top.
+            forward = partial(model, window=window)
+            logits = torch.cat([*map(forward, network_input(item, device, data.mean, data.std, dims, dtype, at_once))])
+            scores = task.probabilities(logits).mean(1)
         yield item, scores
 
 
