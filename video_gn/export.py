@@ -161,7 +161,7 @@ def _save(program: ExportedProgram, shape: tuple[int | str, ...], facts: dict[st
         archive = io.BytesIO()  # on a full disk torch's writer would abort the process
         with _quiet():
             torch.export.save(program, archive, extra_files={METADATA: json.dumps(facts)})
-        path.write_bytes(archive.getbuffer())
+        path.write_bytes(archive.getvalue())  # getbuffer: Python 3.12.1 may crash when writing fails (gh-111049)
         return
     free = {axis: name for axis, name in enumerate(shape) if isinstance(name, str)}
     with _quiet():
