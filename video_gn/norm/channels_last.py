@@ -22,11 +22,12 @@ within 8 sigma of the mean, whatever the values: near enough for float32."""
 
 
 def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
-    """Return the Group Norm of x, (N, C, H, W) or (N, C, T, H, W), in its shape and dtype, in a channels-last format."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a compiler fuses the gradient of the operators
+    """Return the Group Norm of x, (N, C, H, W) or (N, C, T, H, W), in its shape and dtype, channels last."""
+    # A compiler differentiates and fuses the operators itself.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if traced or not torch.is_grad_enabled():
         return _forward(x, weight, bias, groups, eps)[0]
-    return _GroupNorm.apply(x, weight, bias, groups, eps)[0]  # type: ignore[no-untyped-call]
+    return _GroupNorm.apply(x, weight, bias, groups, eps)[0]
 
 
 def _forward(
@@ -42,7 +43,8 @@ def _forward(
         return of_groups.repeat_interleave(x.shape[1] // groups, 1).unflatten(1, (-1, *ones))
 
     # The shift is a constant: no gradient goes through it, and none is missing.
-    few = x.detach()[(..., *[slice(None, None, EVERY)] * len(axes))]
+    every: tuple[Any, ...] = (..., *[slice(None, None, EVERY)] * len(axes))
+    few = x.detach()[every]
     shifted = x.float() - per_channel(per_group(few.float()))
     shifted = shifted.contiguous(memory_format=FORMATS[x.ndim])
 
