@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,7 +35,10 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            if not isinstance(value, bool) or name not in cls.model_fields:
+                continue
+            annotation = cls.model_fields[name].annotation
+            if bool not in (annotation, *get_args(annotation)):
                 raise ValueError(f"{name} is {str(value).lower()}, which stands for yes or no alone; give it a value")
         return values
 
@@ -231,8 +234,8 @@ class TrainConfig(Section):
     """Clips of one optimizer step; default 8 x clips_per_gpu (the paper's 8 GPUs). Fewer GPUs accumulate gradients."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, else fp32. `fp16`, with a loss scale, is for GPUs without bf16."""
-    channels_last: bool = True
-    """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format NDHWC. `auto`: where that is faster: on a GPU, and on a CPU for narrow networks."""
     compile: bool = False
     """torch.compile the training passes; the first takes minutes."""
     cuda_graph: bool | Literal["auto"] = "auto"

@@ -46,7 +46,7 @@ from video_gn.engine.datasets import (
 from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
-from video_gn.models import Network, build_network
+from video_gn.models import Network, build_network, memory_format
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 
@@ -295,7 +295,8 @@ class _Extraction:
         parts = []
         for chunk in torch.from_numpy(item.clip_indices).to(device).split(clips_a_pass):
             clips = gather_clips(frames, chunk)  # view by view
-            features = pooled(self.model, clips if config.dims == 3 else clips.squeeze(2), self.stage)
+            clips = clips if config.dims == 3 else clips.squeeze(2)
+            features = pooled(self.model, clips.contiguous(memory_format=memory_format(config, device)), self.stage)
             parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
         return torch.cat(parts)
 

@@ -40,7 +40,7 @@ class Feed:
         self.val_clips = val_dataset(config, val_records)
         self.mixing = mixing(config)
         self.unreadable = Unreadable(Path(config.output_dir) / "unreadable.txt", config.data.max_unreadable, world)
-        self.memory_format = memory_format(config)
+        self.memory_format = memory_format(config, world.device)
 
     def training(self, first_step: int, last_step: int) -> DeviceBatches:
         """Return this rank's micro-batches of the steps from `first_step` to before `last_step`."""

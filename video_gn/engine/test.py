@@ -34,7 +34,7 @@ from video_gn.engine.board import show_test
 from video_gn.engine.datasets import class_names, fingerprint, read_records, test_dataset
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
-from video_gn.models import Network
+from video_gn.models import Network, memory_format
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 from video_gn.tasks import DEFAULT_TASK, TASKS, Task, build_task
@@ -260,7 +260,8 @@ def score_video(model: Network, item: Clips, config: Config, window: int, device
     scores = []
     for chunk in clip_indices.split(clips_a_pass):
         clips = gather_clips(frames, chunk)
-        logits = model(clips if config.dims == 3 else clips.squeeze(2), window)
+        clips = clips if config.dims == 3 else clips.squeeze(2)
+        logits = model(clips.contiguous(memory_format=memory_format(config, device)), window)
         scores.append(task.probabilities(logits).mean(1))
     return torch.cat(scores)
 
