@@ -137,6 +137,9 @@ def test_an_absolute_base(write: Write) -> None:
         ("model.blocks=null", "model.blocks", None),
         ("train.global_batch=", "train.global_batch", None),
         ("train.channels_last=false", "train.channels_last", False),
+        ("train.channels_last=true", "train.channels_last", True),
+        ("train.channels_last=auto", "train.channels_last", "auto"),
+        ("train.cuda_graph=true", "train.cuda_graph", True),
         ("optim.nesterov=true", "optim.nesterov", True),
         ("model.norm=none", "model.norm", "none"),  # not null
         ("data.root=/a b/c=d", "data.root", "/a b/c=d"),
@@ -284,6 +287,7 @@ def test_the_same_key_in_two_sections_is_none_twice(write: Write) -> None:
         ("train.global_batch", "0"),
         ("train.precision", "fp8"),
         ("train.channels_last", "2"),
+        ("train.channels_last", "perhaps"),
         ("train.eval_every", "0"),
         ("train.log_every", "0"),
         ("train.precise_bn_batches", "-1"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,17 @@ def test_help_has_an_example_and_imports_no_torch(shown, name):
     assert (code, heavy) == (0, [])
     assert f"python tools/{name}" in text
     assert "exit codes" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux's OpenMP says of itself")
+@pytest.mark.parametrize(("given", "taken"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_tool_sleep_while_they_wait(given, taken):
+    """As the OpenMP that PyTorch loads says; a value of the user's stays."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
+    command = [sys.executable, "tools/model_info.py", "configs/demo/demo.yaml"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=HANG)
+    assert re.search(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", done.stderr)[1] == taken
 
 
 def test_model_info():

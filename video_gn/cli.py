@@ -24,6 +24,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], None]) -> None:
     """Call a tool's main; a UserError becomes one line on stderr and exit code 2, a Preempted 75."""
+    _wait_passively()
     try:
         main()
     except UserError as error:
@@ -45,6 +46,15 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _wait_passively() -> None:
+    """Let OpenMP's threads sleep where they wait; it reads this when torch, which no tool has imported yet, loads it.
+
+    By default they spin, and where other work shares the cores a step takes several times as long
+    (docs/benchmarks.md). A value of the user's stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _let_rank_0_speak() -> None:

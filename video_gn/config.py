@@ -38,7 +38,7 @@ class Section(BaseModel):
             if not isinstance(value, bool) or name not in cls.model_fields:
                 continue
             annotation = cls.model_fields[name].annotation
-            if bool not in (get_args(annotation) or (annotation,)):
+            if bool not in (annotation, *get_args(annotation)):
                 raise ValueError(f"{name} is {str(value).lower()}, which stands for yes or no alone; give it a value")
         return values
 
@@ -234,8 +234,8 @@ class TrainConfig(Section):
     """Clips of one optimizer step; default 8 x clips_per_gpu (the paper's 8 GPUs). Fewer GPUs accumulate gradients."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, else fp32. `fp16`, with a loss scale, is for GPUs without bf16."""
-    channels_last: bool = True
-    """Memory format NDHWC (1.8x on CPU for 3D convolutions)."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format NDHWC. `auto`: where that is faster: on a GPU, and on a CPU for narrow networks."""
     compile: bool = False
     """torch.compile the training passes; the first takes minutes, and nothing here gains by it (docs/benchmarks.md)."""
     cuda_graph: bool | Literal["auto"] = "auto"

@@ -46,7 +46,7 @@ from video_gn.engine.test import weights_digest
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, is_temporary, make_folder, replacing, write_text
 from video_gn.files.tables import csv_text, foreign_table
-from video_gn.models import Network, build_network
+from video_gn.models import Network, build_network, memory_format
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 
@@ -287,8 +287,10 @@ class _Extraction:
         config, device = self.config, self.world.device
         dtype = autocast_dtype(config.train.precision, device)
         at_once = max(1, config.test.clips_per_batch // len(item.views))
+        layout = memory_format(config, device)
         parts = []
         for clips in network_input(item, device, config.data.mean, config.data.std, config.dims, dtype, at_once):
+            clips = clips.contiguous(memory_format=layout)
             features = pooled(self.model, clips, self.stage)  # view by view
             parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
         return torch.cat(parts)

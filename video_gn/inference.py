@@ -34,7 +34,7 @@ from video_gn.distributed.precision import autocast, autocast_dtype
 from video_gn.engine.datasets import class_names, clip_spec, warn_of_other_classes
 from video_gn.engine.test import score_video
 from video_gn.errors import UserError
-from video_gn.models import Network
+from video_gn.models import Network, memory_format
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 from video_gn.tasks import build_task
@@ -226,7 +226,8 @@ class Classifier:
         """Clips as the network is fed them: (V K, 3, T, H, W)."""
         data = self.config.data
         dtype = autocast_dtype(self.config.train.precision, self.device)
-        return next(network_input(item, self.device, data.mean, data.std, dtype=dtype))
+        clips = next(network_input(item, self.device, data.mean, data.std, dtype=dtype))
+        return clips.contiguous(memory_format=memory_format(self.config, self.device))
 
 
 def load(

@@ -81,7 +81,7 @@ def _config(quick: bool) -> Config:
 def _net(config: Config, norm: str) -> Network:
     torch.manual_seed(0)
     net = build_model(config.model.model_copy(update={"norm": norm}))
-    return net.to(memory_format=memory_format(config)).eval()
+    return net.to(memory_format=memory_format(config, torch.device("cpu"))).eval()
 
 
 def _theirs(config: Config) -> nn.Module | None:

@@ -41,7 +41,7 @@ class Feed:
         self.mixing = mixing(config)
         self.mixes = bool(self.mixing.mixup or self.mixing.cutmix)
         self.unreadable = Unreadable(Path(config.output_dir) / "unreadable.txt", config.data.max_unreadable, world)
-        self.memory_format = memory_format(config)
+        self.memory_format = memory_format(config, world.device)
 
     def training(self, first_step: int, last_step: int) -> DeviceBatches:
         """Return this rank's micro-batches of the steps from `first_step` to before `last_step`."""

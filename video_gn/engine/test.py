@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from video_gn.engine.results import ELSEWHERE, TestResult, file_stem, protocol, 
 from video_gn.errors import UserError
 from video_gn.files.atomic import check_writable, make_folder, write_error, write_text
 from video_gn.files.tables import csv_text
-from video_gn.models import Network
+from video_gn.models import Network, memory_format
 from video_gn.run import checkpoint as ckpt
 from video_gn.run.network import load_network
 from video_gn.tasks import Task, build_task
@@ -196,7 +195,11 @@ def score_items(
     task, data = build_task(config), config.data
     window = model.feature_size(data.crop)
     precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
-    dims, clips_per_batch = config.dims, config.test.clips_per_batch
+    dims, clips_per_batch, layout = config.dims, config.test.clips_per_batch, memory_format(config, device)
+
+    def forward(clips: Tensor) -> Tensor:
+        return model(clips.contiguous(memory_format=layout), window)
+
     for item in items:
         if not item.views:
             yield item, None
@@ -204,7 +207,6 @@ def score_items(
         at_once = max(1, clips_per_batch // len(item.views))  # clips, each in all views
         with precision():
             # No name holds what the network gets: it is large, and the next video's would come on top.
-            forward = partial(model, window=window)
             logits = torch.cat([*map(forward, network_input(item, device, data.mean, data.std, dims, dtype, at_once))])
             scores = task.probabilities(logits).mean(1)
         yield item, scores

@@ -99,7 +99,7 @@ class Trainer:
 
         # What computes: the network, its average, and what updates them.
         torch.manual_seed(config.seed)
-        self.memory_format = memory_format(config)
+        self.memory_format = memory_format(config, world.device)
         self.model: Network = build_network(config).to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if config.train.percentiles_of is not None:
             find_layer(self.model, config.train.percentiles_of)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # networks need no pydantic
 __all__ = ["NETWORKS", "Network", "build_model", "build_network", "memory_format"]
 
 
+CONTIGUOUS_FROM = 64
+"""Width of a network from which on contiguous tensors are the faster ones on a CPU (docs/benchmarks.md)."""
+
+
 def _resnet(config: ModelConfig, norm: NormFactory, dims: int) -> ResNet:
     return ResNet(
         config.num_classes,
@@ -79,8 +83,11 @@ def build_network(config: Config) -> Network:
     return network
 
 
-def memory_format(config: Config) -> torch.memory_format:
-    """Return the memory format of the weights and of the input."""
-    if not config.train.channels_last:
+def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+    """Return the memory format of the weights and of the input on a device, in training, test and use."""
+    last = config.train.channels_last
+    if last == "auto":
+        last = device.type != "cpu" or config.model.width < CONTIGUOUS_FROM
+    if not last:
         return torch.contiguous_format
     return torch.channels_last if config.dims == 2 else torch.channels_last_3d

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_gn.errors import UserError
-from video_gn.norm import NormFactory
+from video_gn.norm import NormFactory, channels_last
 from video_gn.norm.options import NormOptions
 
 try:
@@ -22,7 +22,8 @@ class GroupNorm(nn.GroupNorm):
     """Group Norm (equation 7) for (N, C, *); with one group Layer Norm, with C groups Instance Norm.
 
     On a GPU with Triton it is a fused kernel (`video_gn.norm.fused`) that keeps x's dtype under autocast and takes
-    ReLU and residual with it; elsewhere, and in an exported program, it is PyTorch's operators.
+    ReLU and residual with it; elsewhere, and in an exported program, it is PyTorch's operators, which on a CPU
+    `video_gn.norm.channels_last` replaces for the memory formats in which they are inaccurate.
     """
 
     def forward(self, x: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
@@ -30,7 +31,15 @@ class GroupNorm(nn.GroupNorm):
         if self._fuses(x, residual):
             relu = relu or residual is not None
             return fused.apply(x, self.weight, self.bias, residual, self.num_groups, self.eps, relu)
-        return _then(super().forward(x), relu, residual)
+        return _then(self._by_operators(x), relu, residual)
+
+    def _by_operators(self, x: Tensor) -> Tensor:
+        inaccurate = x.device.type == "cpu" and x.dtype != torch.float64 and x.ndim in channels_last.FORMATS
+        if not inaccurate or x.shape[1] != self.num_channels or x.stride(1) > x.stride(2):
+            return super().forward(x)
+        if x.is_contiguous():  # one pixel or one channel: in both formats at once, so let it be the accurate one
+            return super().forward(x.flatten().view(x.shape))
+        return channels_last.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
         if fused is None or not x.is_cuda or torch.compiler.is_exporting() or torch.jit.is_tracing():

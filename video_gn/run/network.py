@@ -34,5 +34,5 @@ def load_network(
         average = {k.removeprefix("module."): v for k, v in checkpoint["ema"].items() if k != "n_averaged"}
         checkpoint = checkpoint | {"model": average}
     ckpt.load_model(model, checkpoint, source)
-    model.to(device, memory_format=memory_format(config))  # type: ignore[call-overload]
+    model.to(device, memory_format=memory_format(config, torch.device(device)))  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
