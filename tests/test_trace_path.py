@@ -50,10 +50,13 @@ def test_calls_are_those_of_this_package_in_order(script: ModuleType) -> None:
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
 def test_the_path_is_straight(script: ModuleType, demo: str, decoder: str) -> None:
-    """At most 10 files and 30 changes of file per micro-batch of 2 clips; 30 for a video of the 10-clip test."""
+    """Of files and changes of file few: per micro-batch of 2 clips, per step, and per video of the 10-clip test.
+
+    One change of a micro-batch is the backward pass of Group Norm in a channels-last format.
+    """
     micro_batch, step = script.trace_training(demo, [f"data.decoder={decoder}"])
-    assert (len(micro_batch.places) <= 10, micro_batch.changes <= 30) == (True, True), str(micro_batch)
-    assert (len(step.places) <= 14, step.changes <= 40) == (True, True), str(step)
+    assert (len(micro_batch.places) <= 10, micro_batch.changes <= 31) == (True, True), str(micro_batch)
+    assert (len(step.places) <= 14, step.changes <= 42) == (True, True), str(step)
     video = script.trace_test(demo, [f"data.decoder={decoder}"])
     assert (len(video.places) <= 10, video.changes <= 30) == (True, True), str(video)
 
