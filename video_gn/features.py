@@ -289,8 +289,8 @@ class _Extraction:
         at_once = max(1, config.test.clips_per_batch // len(item.views))
         layout = memory_format(config, device)
         parts = []
-        for clips in network_input(item, device, config.data.mean, config.data.std, config.dims, dtype, at_once):
-            clips = clips.contiguous(memory_format=layout)
+        data = config.data
+        for clips in network_input(item, device, data.mean, data.std, config.dims, dtype, at_once, layout):
             features = pooled(self.model, clips, self.stage)  # view by view
             parts.append(features.unflatten(0, (len(item.views), -1)).mean(0))
         return torch.cat(parts)

@@ -226,8 +226,8 @@ class Classifier:
         """Clips as the network is fed them: (V K, 3, T, H, W)."""
         data = self.config.data
         dtype = autocast_dtype(self.config.train.precision, self.device)
-        clips = next(network_input(item, self.device, data.mean, data.std, dtype=dtype))
-        return clips.contiguous(memory_format=memory_format(self.config, self.device))
+        layout = memory_format(self.config, self.device)
+        return next(network_input(item, self.device, data.mean, data.std, dtype=dtype, layout=layout))
 
 
 def load(

@@ -219,6 +219,7 @@ def network_input(
     dims: int = 3,
     dtype: torch.dtype = torch.float32,
     at_once: int | None = None,
+    layout: torch.memory_format = torch.preserve_format,
 ) -> Iterator[Tensor]:
     """Return what the network gets of the clips that a worker sent: the only way from one to the other.
 
@@ -226,24 +227,31 @@ def network_input(
         device: of the result.
         dims: 3 for clips, 2 for images.
         at_once: clips per forward pass, each in all views, so that not all of a video's are held; None for all.
+        layout: memory format of the result; as they come, clips are channels last.
 
     Returns:
-        Iterator of (V K, 3, T, H, W) or (V K, 3, H, W) of `dtype`, view by view, channels last in memory.
+        Iterator of (V K, 3, T, H, W) or (V K, 3, H, W) of `dtype`, view by view.
     """
     frames = render(item.frames.to(device, non_blocking=True), item.views, mean, std, item.changes, dtype)
     clip_indices = torch.from_numpy(item.clip_indices).to(device, non_blocking=True)
-    return map(partial(gather_clips, frames, dims=dims), clip_indices.split(at_once or max(len(clip_indices), 1)))
+    return map(
+        partial(gather_clips, frames, dims=dims, layout=layout),
+        clip_indices.split(at_once or max(len(clip_indices), 1)),
+    )
 
 
-def gather_clips(frames: Tensor, clip_indices: Tensor, dims: int = 3) -> Tensor:
-    """Return clips (V K, 3, T, H, W), channels last in memory; with `dims` 2, where T is 1, images (V K, 3, H, W).
+def gather_clips(
+    frames: Tensor, clip_indices: Tensor, dims: int = 3, layout: torch.memory_format = torch.preserve_format
+) -> Tensor:
+    """Return clips (V K, 3, T, H, W); with `dims` 2, where T is 1, images (V K, 3, H, W).
 
     Args:
         frames: (V, U, H, W, 3).
         clip_indices: into U, (K, T).
+        layout: memory format of the result; as they come, clips are channels last.
     """
     clips = frames[:, clip_indices].flatten(0, 1).permute(0, 4, 1, 2, 3)
-    return clips if dims == 3 else clips.squeeze(2)
+    return (clips if dims == 3 else clips.squeeze(2)).to(frames.dtype, memory_format=layout)
 
 
 def _resized(frames: Tensor, view: View) -> Tensor:

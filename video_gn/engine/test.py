@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -195,11 +196,8 @@ def score_items(
     task, data = build_task(config), config.data
     window = model.feature_size(data.crop)
     precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
-    dims, clips_per_batch, layout = config.dims, config.test.clips_per_batch, memory_format(config, device)
-
-    def forward(clips: Tensor) -> Tensor:
-        return model(clips.contiguous(memory_format=layout), window)
-
+    clips_per_batch, layout = config.test.clips_per_batch, memory_format(config, device)
+    forward = partial(model, window=window)
     for item in items:
         if not item.views:
             yield item, None
@@ -207,7 +205,8 @@ def score_items(
         at_once = max(1, clips_per_batch // len(item.views))  # clips, each in all views
         with precision():
             # No name holds what the network gets: it is large, and the next video's would come on top.
-            logits = torch.cat([*map(forward, network_input(item, device, data.mean, data.std, dims, dtype, at_once))])
+            given = network_input(item, device, data.mean, data.std, config.dims, dtype, at_once, layout)
+            logits = torch.cat([*map(forward, given)])
             scores = task.probabilities(logits).mean(1)
         yield item, scores
 
