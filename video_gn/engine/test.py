@@ -196,7 +196,7 @@ def score_items(
     task, data = build_task(config), config.data
     window = model.feature_size(data.crop)
     precision, dtype = autocast(config.train.precision, device), autocast_dtype(config.train.precision, device)
-    clips_per_batch, layout = config.test.clips_per_batch, memory_format(config, device)
+    dims, clips_per_batch, layout = config.dims, config.test.clips_per_batch, memory_format(config, device)
     forward = partial(model, window=window)
     for item in items:
         if not item.views:
@@ -205,8 +205,9 @@ def score_items(
         at_once = max(1, clips_per_batch // len(item.views))  # clips, each in all views
         with precision():
             # No name holds what the network gets: it is large, and the next video's would come on top.
-            given = network_input(item, device, data.mean, data.std, config.dims, dtype, at_once, layout)
-            logits = torch.cat([*map(forward, given)])
+            logits = torch.cat(
+                [*map(forward, network_input(item, device, data.mean, data.std, dims, dtype, at_once, layout))]
+            )
             scores = task.probabilities(logits).mean(1)
         yield item, scores
 
