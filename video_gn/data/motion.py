@@ -232,14 +232,11 @@ def write_dataset(
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES), ELSEWHERE)
     jobs: list[Job] = []
     for split, (name, videos) in enumerate((("train", train_videos), ("val", val_videos))):
-        lines = []
-        for index in range(videos):
-            labels = (index % len(CLASSES),) if shapes == 1 else PAIRS[index % len(PAIRS)]
-            entry = f"{name}/{'_'.join(CLASSES[label] for label in labels)}/{index:05d}.mp4"
-            lines.append(f"{format_line(entry, labels)}\n")
+        entries = [_entry(name, index, shapes) for index in range(videos)]
+        write_text(folder / f"{name}.csv", "".join(f"{format_line(*entry)}\n" for entry in entries), ELSEWHERE)
+        for index, (entry, labels) in enumerate(entries):
             video_seed = np.random.SeedSequence(seed, spawn_key=(split, index)).generate_state(1, np.uint64)
             jobs.append((folder / entry, labels, int(video_seed[0]), num_frames, size))
-        write_text(folder / f"{name}.csv", "".join(lines), ELSEWHERE)
 
     jobs = [job for job in jobs if not job[0].exists()]
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
@@ -247,6 +244,12 @@ def write_dataset(
         pass
     write_text(complete, record, ELSEWHERE)
     begun.unlink(missing_ok=True)
+
+
+def _entry(split: str, index: int, shapes: int) -> tuple[str, tuple[int, ...]]:
+    """Return the path of a video, relative to the folder, and its labels."""
+    labels = (index % len(CLASSES),) if shapes == 1 else PAIRS[index % len(PAIRS)]
+    return f"{split}/{'_'.join(CLASSES[label] for label in labels)}/{index:05d}.mp4", labels
 
 
 def _check_folder(folder: Path, parameters: dict[str, int]) -> None:
