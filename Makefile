@@ -12,7 +12,7 @@ help:
 	@echo 'make test-slow  the tests that take minutes each'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make docs       the pages of docs/ as a site, with every config key and tool, in site/'
-	@echo 'make format     let ruff format and mend'
+	@echo 'make format     let ruff format and fix'
 	@echo 'make clean      remove the virtual environment and caches; runs/ and data/ stay'
 
 demo: $(VENV)/installed

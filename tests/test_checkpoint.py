@@ -38,7 +38,7 @@ def state(step: int, size: int = 3) -> ckpt.Checkpoint:
 
 
 def last_step(folder: Path) -> int:
-    """Step of what a run goes on from, after checking that it is whole."""
+    """Step of what a run resumes from, after checking that it is intact."""
     loaded = ckpt.load_last(folder, warn=lambda text: None)
     assert loaded is not None
     assert loaded["model"]["weight"].tolist() == [loaded["step"]] * 3

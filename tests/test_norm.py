@@ -487,7 +487,7 @@ def test_how_the_bounds_open(warmup: int, ramp: int, opened: list[float]) -> Non
 
 
 def test_batch_renorms_count_survives_a_checkpoint() -> None:
-    """An interrupted ramp goes on where it was."""
+    """An interrupted ramp continues where it was."""
     options = {"brn_warmup": 1, "brn_ramp": 4}
     straight, first = norm_factory("brn", **options)(6), norm_factory("brn", **options)(6)  # type: ignore[arg-type]
     batches = [x.float() for x in steps_of((2, 6, 3, 3), 5)]

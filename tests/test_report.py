@@ -221,7 +221,7 @@ def test_table_8_beside_the_paper(tmp_path):
     page = Page(report.write_report(runs, tmp_path / "r.html").read_text())
     assert [[cell.replace("\xa0", " ") for cell in row] for row in page.rows["table-8"]] == [
         ["clip (frames x stride)", "32 x 2", "32 x 2", "64 x 1"],
-        ["batch size (clips a GPU)", "8", "4", "4"],
+        ["batch size (clips per GPU)", "8", "4", "4"],
         ["BN", "-", "-", "-"],
         ["BN, the paper", "73.3 / 90.7", "72.1 / 90.0", "73.3 / 90.8"],
         ["GN", "-", "-", "74.2 / 91.5|gn64, from scratch, 10-clip full 256, 1 of 19,906 videos"],

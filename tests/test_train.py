@@ -1,4 +1,4 @@
-"""Training end to end on tiny videos: what it writes, how it goes on, how ranks and accumulation agree, bad input."""
+"""Training end to end on tiny videos: what it writes, how it resumes, how ranks and accumulation agree, bad input."""
 
 from __future__ import annotations
 
@@ -366,7 +366,7 @@ def test_precise_statistics_name_the_videos_that_they_cannot_read(tmp_path, vide
 
 
 def test_best_alone_does_not_put_off_the_next_checkpoint(tmp_path, videos, monkeypatch):
-    """A run goes on from last.pt."""
+    """A run resumes from last.pt."""
     saved = []
     save = state.save
 

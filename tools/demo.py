@@ -3,7 +3,7 @@
 python tools/demo.py [--config configs/demo/demo.yaml] [key=value ...]
 python tools/demo.py --shapes 2 --config configs/custom/motion_multilabel.yaml   # two labels: docs/multilabel.md
 
-What an earlier call has finished is reused; an interrupted one goes on.
+What an earlier call has finished is reused; an interrupted one continues.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ python tools/extract_features.py CHECKPOINT all.csv OUT --per video data.root=/d
 torchrun --nproc-per-node 8 tools/extract_features.py CHECKPOINT LIST OUT --stage res4 --format safetensors
 
 OUT holds shards of `features`, float32 (rows, channels), and index.csv: path, label, shard, row, clips. The same
-command goes on where a killed one stopped, and loses one shard at most. Videos that cannot be read are named and
+command continues where a killed one stopped, and loses one shard at most. Videos that cannot be read are named and
 counted; more than test.max_unreadable of them is exit code 2, after the others are written. docs/features.md shows how
 to read OUT.
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="runs/NAME/checkpoints/last.pt or best.pt")
     parser.add_argument("list", metavar="LIST", help="list of videos, `path label` a line, relative to data.root")
-    parser.add_argument("out", metavar="OUT", help="folder to write, or to go on with")
+    parser.add_argument("out", metavar="OUT", help="folder to write, or to continue")
     parser.add_argument("--stage", help="a stage of the network, such as res4 (default: the last)")
     parser.add_argument("--per", choices=("clip", "video"), default="clip", help="a row a ... (default: %(default)s)")
     parser.add_argument("--format", choices=("npz", "safetensors"), default="npz", help="(default: %(default)s)")

@@ -1,7 +1,7 @@
 """Re-encode a list of videos for training, or check that every video of a list can be decoded.
 
 python tools/prepare.py train.csv /data/prepared --root /data/kinetics400     # then data.root=/data/prepared
-python tools/prepare.py train.csv /data/prepared --root /data/kinetics400     # again: goes on after an interruption
+python tools/prepare.py train.csv /data/prepared --root /data/kinetics400     # again: continues after an interruption
 python tools/prepare.py train.csv --check --root /data/kinetics400            # writes train.report.csv beside the list
 
 Bad videos are left out of the new list and named, with the reason, in OUT/quarantine.csv; all others are prepared,

@@ -6,7 +6,7 @@ python tools/study.py STUDY.yaml --dry-run > jobs.txt             # one command 
 python tools/study.py STUDY.yaml --collect                        # the table of what is finished
 torchrun --nproc-per-node 8 tools/study.py STUDY.yaml             # one run after another on all ranks
 
-Run the same command again to go on after an interruption: finished runs are not run again.
+Run the same command again to continue after an interruption: finished runs are not run again.
 """
 
 from __future__ import annotations

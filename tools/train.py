@@ -3,7 +3,7 @@
 One process:      python tools/train.py configs/kinetics400/i3d_r50_gn_32x2_8clips.yaml data.root=/data/kinetics400
 8 GPUs, one node: torchrun --nproc-per-node 8 tools/train.py CONFIG [key=value ...]
 
-Run the same command again to go on after an interruption.
+Run the same command again to resume after an interruption.
 """
 
 from __future__ import annotations

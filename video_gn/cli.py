@@ -12,7 +12,7 @@ from video_gn.errors import Preempted, UserError
 
 EXIT_CODES = """\
 exit codes: 0 done, 1 a bug (traceback), 2 a mistake in the command, config or data,
-75 stopped by SIGTERM or SIGUSR1 with a checkpoint (the same command goes on), 130 interrupted"""
+75 stopped by SIGTERM or SIGUSR1 with a checkpoint (the same command resumes), 130 interrupted"""
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

@@ -237,7 +237,7 @@ class TrainConfig(Section):
     channels_last: bool | Literal["auto"] = "auto"
     """Memory format NDHWC. `auto`: where that is faster: on a GPU, and on a CPU for narrow networks."""
     compile: bool = False
-    """torch.compile the training passes; the first takes minutes, and nothing here gains by it (docs/benchmarks.md)."""
+    """torch.compile the forward and backward pass: minutes at the start, and no gain so far (docs/benchmarks.md)."""
     cuda_graph: bool | Literal["auto"] = "auto"
     """Record forward and backward pass once as a CUDA graph, and replay it: 12 for 32 ms per step. `auto`: on one GPU.
 
@@ -290,7 +290,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the run folder's last whole checkpoint."""
+    """`auto` resumes from the run folder's last intact checkpoint."""
     profile: bool = False
     """Write a trace of a few early steps into the run folder's profile/, for Perfetto or TensorBoard."""
     task: Literal["classification", "multilabel"] = "classification"

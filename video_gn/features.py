@@ -2,7 +2,7 @@
 
 The folder holds shards (features_00000.npz, ...), index.csv with a row a video, and features.json, which says of
 which weights, list and settings they are. A shard is written whole before the index names it, so whatever a kill
-leaves is right, and the same command goes on behind the index's last row.
+leaves is right, and the same command continues behind the index's last row.
 """
 
 from __future__ import annotations

@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> int:
 
 
 def give_up_on_mistakes() -> None:
-    """Let torchrun not start again what a user must mend first.
+    """Let torchrun not start again what a user must correct first.
 
-    What ended with 75 without a signal to this torchrun goes on: another node was taken away, or one rank was stopped.
+    What ended with 75 without a signal to this torchrun resumes: another node was taken away, or one rank was stopped.
     """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 

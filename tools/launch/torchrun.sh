@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run a tool on every GPU of one node, or of several; a run that fails is started again and goes on from its checkpoint.
+# Run a tool on every GPU of one node, or of several; a run that fails is started again and resumes from its checkpoint.
 #
 #   one node:             tools/launch/torchrun.sh tools/train.py CONFIG [key=value ...]
 #   on each of 2 nodes:   NODES=2 HEAD=node-a NODE=0 tools/launch/torchrun.sh tools/train.py CONFIG [key=value ...]
 #                         NODES=2 HEAD=node-a NODE=1 tools/launch/torchrun.sh tools/train.py CONFIG [key=value ...]
 #
-# NODES     number of nodes, or least:most for a job that goes on with fewer     (1)
+# NODES     number of nodes, or least:most for a job that continues with fewer     (1)
 # NODE      0 on the head node, any other number elsewhere                       (0)
 # HEAD      name or address of the head node, as the others reach it             (localhost)
 # PORT      a free port of the head node                                         (29400)
@@ -16,7 +16,7 @@
 # JOIN      seconds to wait for all nodes                                        (600)
 # PYTHON    the interpreter                                                      (python3)
 #
-# Exit codes: 0 done, 2 a mistake (not tried again), 75 stopped by SIGTERM or SIGUSR1 (run again to go on), 1 all else.
+# Exit codes: 0 done, 2 a mistake (not tried again), 75 stopped by SIGTERM or SIGUSR1 (run again to resume), 1 all else.
 set -euo pipefail
 
 python=${PYTHON:-python3}

@@ -27,7 +27,7 @@ def labeled_videos(
 
     Args:
         seconds: a clip's length.
-        starts: first frames of the clips of each video, in the order of `videos`; None draws one clip a video.
+        starts: first frames of the clips of each video, in the order of `videos`; None draws one clip per video.
     """
     from pytorchvideo.data.clip_sampling import RandomClipSampler
     from pytorchvideo.data.labeled_video_dataset import LabeledVideoDataset
@@ -141,7 +141,7 @@ class SlowFast:
 
 
 class SlowFastClips(Dataset[dict]):
-    """One random training clip a video."""
+    """One random training clip per video."""
 
     def __init__(self, folder: Path, videos: Sequence[Video], spec: ClipSpec) -> None:
         self.slowfast = SlowFast(folder, spec.frames, spec.stride)

@@ -65,7 +65,11 @@ def _table(clips: int, frames: int, crop: int, width: int, place: torch.device, 
     samples = measure(trainings, repeats, what=title)
     if place.type != "cuda":
         return Table(title, samples, "cpu")  # a CPU is shared
-    return Table(title, samples, columns={"peak GiB": {name: trainings[name].peak_gib for name in samples}})
+    return Table(
+        title,
+        samples,
+        columns={"peak GiB": {name: trainings[name].peak_gib for name in samples if not nets[name].graph}},
+    )
 
 
 class Net(NamedTuple):
@@ -82,7 +86,9 @@ class Training:
     def __init__(self, net: Net, shape: tuple[int, ...], place: torch.device) -> None:
         self.net, self.shape, self.place = net, shape, place
         self.peak_gib = math.nan
-        """Of this net's own memory: weights, gradients, momentum, what is kept for the backward pass."""
+        """Of this net's own memory: weights, gradients, momentum, what is kept for the backward pass.
+
+        Of a pass without a graph: a graph's memory is its own, and is not counted."""
 
     def __call__(self) -> int:
         """Return the number of steps."""

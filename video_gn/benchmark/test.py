@@ -101,7 +101,7 @@ def _scores(net: Network, item: Clips, config: Config) -> Tensor:
 
 
 def _their_scores(net: nn.Module, clips: Tensor) -> Tensor:
-    """(K, classes): one clip a pass, contiguous, as in pytorchvideo's tutorial."""
+    """(K, classes): one clip per forward pass, contiguous, as in pytorchvideo's tutorial."""
     return torch.cat([net(clip[None]).softmax(-1) for clip in clips])
 
 

@@ -187,10 +187,10 @@ class TrainClips(_Videos):
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Keys (epoch, position) of this rank's forward passes, from `first_step` to `last_step`, over all epochs.
+    """Keys (epoch, position) of this rank's micro-batches, from `first_step` to `last_step`, over all epochs.
 
-    A step takes the next `global_batch` positions of the epoch, cut into passes of `clips_per_gpu`; pass m goes
-    to rank m mod ranks. So the same clips meet in a norm's batch whatever the number of ranks. The remainder of an
+    A step takes the next `global_batch` positions of the epoch, in micro-batches of `clips_per_gpu`; number m goes to
+    rank m mod ranks. So the same clips meet in a norm's batch whatever the number of ranks. The remainder of an
     epoch that fills no global batch is left out.
     """
 

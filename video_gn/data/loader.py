@@ -115,7 +115,7 @@ def _share(items: list[Clips]) -> list[Clips]:
 def train_loader(
     dataset: TrainClips, batches: TrainBatches, workers: int, device: torch.device, timeout: float = TIMEOUT
 ) -> Loader:
-    """Loader of this rank's training passes; yields lists of `Clips`.
+    """Return the loader of this rank's training micro-batches; yields lists of `Clips`.
 
     Args:
         timeout: seconds that the caller waits for a batch before it takes the workers for hung.

@@ -85,7 +85,7 @@ class GraphedPass:
 
 
 def records(config: Config, world: World) -> bool:
-    """Return whether training passes become a CUDA graph: with `auto` on one GPU, and where it is asked for.
+    """Return whether forward and backward pass become a CUDA graph: with `auto` on one GPU, and where it is asked for.
 
     On several ranks DDP, which sends gradients while others are computed, cannot be recorded: ranks then average all
     gradients after the backward pass.

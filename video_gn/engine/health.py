@@ -63,7 +63,7 @@ class TooManyUnreadable(UserError):
 class Unreadable:
     """Collects a run's unreadable videos over all ranks; names each once, on the console and in a file.
 
-    The file holds path, tab, reason. A run that goes on counts afresh (a file may have been mended) but adds no name to
+    The file holds path, tab, reason. A resumed run counts afresh (a file may have been repaired) but adds no name to
     the file twice.
     """
 
@@ -125,7 +125,7 @@ def keep_in_flight(folder: Path) -> Iterator[None]:
 
 
 def check_in_flight(folder: Path, root: str, decoder: str, seconds: float, world: World) -> None:
-    """Decode, on rank 0, what was in flight when this run lost a worker; call it on all ranks before training goes on.
+    """Decode, on rank 0, what was in flight when this run lost a worker; call it on all ranks before training.
 
     Each video has a process of its own and `seconds`. The bad ones go into the run's quarantine.csv (path,reason): they
     count as unreadable from now on, until they are deleted from it.

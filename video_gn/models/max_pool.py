@@ -9,7 +9,6 @@ run. A batch of R50 I3D (8 clips of 32 x 224 x 224, bf16) keeps 37 MB for 297 MB
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -110,11 +109,6 @@ def _outputs(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: S
     return y, torch.empty_like(y, dtype=torch.uint8)
 
 
-def supports(kernel: Sequence[int]) -> bool:
-    """Return whether the number of a tap fits in a byte."""
-    return math.prod(kernel) <= 256
-
-
 @torch.library.custom_op(
     "video_gn::max_pool",
     mutates_args=(),
@@ -125,6 +119,7 @@ def max_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 
     Args:
         x: (N, C, T, H, W), floating; copied where it is not channels last.
+        kernel: at most 256 taps, whose numbers fit in a byte.
     """
     x = x.contiguous(memory_format=torch.channels_last_3d)
     y, taps = _outputs(x, kernel, stride, padding)

@@ -13,7 +13,7 @@ from video_gn.report.read import Run
 from video_gn.tasks import Figure, build_task
 
 TABLE8_COLUMNS = ((32, 2, 8), (32, 2, 4), (64, 1, 4))
-"""Frames, stride, clips a GPU."""
+"""Frames, stride, clips per GPU."""
 TABLE8_PAPER = {
     "bn": ((73.3, 90.7), (72.1, 90.0), (73.3, 90.8)),
     "gn": ((73.0, 90.6), (72.8, 90.6), (74.5, 91.7)),
@@ -103,7 +103,7 @@ def table8(runs: Sequence[Run]) -> Html:
                 found.setdefault(cell, []).append(Html(_both(r["top1"], r["top5"]) + small(where)))
     if not found:
         return Html("")
-    rows: list[list[object]] = [["batch size (clips a GPU)", *(clips for _, _, clips in TABLE8_COLUMNS)]]
+    rows: list[list[object]] = [["batch size (clips per GPU)", *(clips for _, _, clips in TABLE8_COLUMNS)]]
     for norm, paper in TABLE8_PAPER.items():
         rows.append([norm.upper(), *(Html("".join(found.get((norm, k), ["-"]))) for k in range(len(TABLE8_COLUMNS)))])
         rows.append([f"{norm.upper()}, the paper", *(_both(*figures) for figures in paper)])
