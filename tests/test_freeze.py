@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny_runs import launch, run, tiny
+from tests.tiny_runs import interrupted_after, launch, run, tiny
 from video_gn.config import ModelConfig, OptimConfig, parse_config
 from video_gn.engine.optim import build_optimizer
-from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
 from video_gn.models import Network, build_model
 from video_gn.models.freeze import parts_to_freeze
@@ -132,20 +131,10 @@ def test_an_unknown_part_leaves_no_folder(tmp_path: Path, videos: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_frozen_parts_resumes_bitwise(
-    trained: Path, tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_frozen_parts_resumes_bitwise(trained: Path, tmp_path: Path, videos: Path) -> None:
     freeze = "optim.freeze=[stem,res2]"
     whole = tune(trained, tmp_path / "whole", videos, freeze)
-    step = Trainer.step
-
-    def interrupted(self: Trainer, *arguments: Any) -> Any:
-        if self.step_done == 7:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "step", interrupted)
+    with interrupted_after(7):
         tune(trained, tmp_path / "cut", videos, freeze)
     cut = tune(trained, tmp_path / "cut", videos, freeze)
     first, one, two = state(trained), state(whole), state(cut)

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from tests.tiny_runs import records, run, tiny, weights
+from tests.tiny_runs import interrupted_after, records, run, tiny, weights
 from video_gn.config import parse_config
 from video_gn.data.mixing import Mix, Mixing
 from video_gn.data.motion import write_dataset
 from video_gn.data.sampling import DROPOUT, MIXING, keyed_rng
 from video_gn.engine.datasets import mixing
-from video_gn.engine.train import Trainer
 from video_gn.errors import UserError
 from video_gn.tasks.classification import Classification
 from video_gn.tasks.multilabel import MultiLabel
@@ -149,25 +148,16 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_resumed_run_mixes_the_same(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_mixes_the_same(tmp_path: Path, videos: Path) -> None:
     """In the middle of an epoch, with workers, and with every augmentation on."""
     for name in ("other", "plain"):
         (tmp_path / name).mkdir()
     strong = ["data.color_jitter=0.4", "data.rand_augment=[2,9]", "data.random_erasing=0.5"]
     mixed = ["data.mixup=0.4", "data.cutmix=1", *strong]
     first = run(tiny(tmp_path, videos, *mixed))
-    step = Trainer.step
-
-    def interrupted(self: Trainer, *args: object) -> object:
-        if self.step_done == 4:
-            raise KeyboardInterrupt
-        return step(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "step", interrupted)
     often = "checkpoint.every_minutes=1e-9"
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(4):
         run(tiny(tmp_path / "other", videos, *mixed, often, "data.workers=2"))
-    monkeypatch.setattr(Trainer, "step", step)
     second = run(tiny(tmp_path / "other", videos, *mixed))
     assert all(torch.equal(a, weights(second)[name]) for name, a in weights(first).items())
     plain = run(tiny(tmp_path / "plain", videos, *strong))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_runs import run, tiny
+from tests.tiny_runs import interrupted_after, run, tiny
 from video_gn.config import Config
 from video_gn.data.motion import write_dataset
 from video_gn.engine.train import Trainer
@@ -49,21 +49,12 @@ def test_the_average_is_that_of_the_weights_after_each_step(
     assert torch.equal(ckpt.load(last)["model"]["head.fc.weight"], steps[-1])
 
 
-def test_a_resume_has_the_same_average(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_has_the_same_average(tmp_path: Path, videos: Path) -> None:
     (tmp_path / "other").mkdir()
     overrides = ["optim.ema_decay=0.9", "model.norm=bn", "optim.name=adamw", "train.epochs=2"]
     first = run(configured(tmp_path, videos, *overrides))
-    step = Trainer.step
-
-    def interrupted(self: Trainer, *args: object) -> object:
-        if self.step_done == 4:
-            raise KeyboardInterrupt
-        return step(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(4):
         run(configured(tmp_path / "other", videos, *overrides))
-    monkeypatch.setattr(Trainer, "step", step)
     second = run(configured(tmp_path / "other", videos, *overrides))
     states = [ckpt.load(folder / "checkpoints" / "last.pt") for folder in (first, second)]
     assert all(torch.equal(states[0]["ema"][key], value) for key, value in states[1]["ema"].items())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import HANG
-from tests.tiny_runs import launch, records, run, tiny, tool, weights, without_times
+from tests.tiny_runs import interrupted_after, launch, records, run, tiny, tool, weights, without_times
 from video_gn.config import parse_config
 from video_gn.data import dataset
 from video_gn.data.augment import gather_clips, render
@@ -110,19 +110,10 @@ def test_another_seed_gives_others(trained, tmp_path, videos):
     assert not torch.equal(weights(trained)["head.fc.weight"], weights(other)["head.fc.weight"])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(trained, tmp_path, videos, monkeypatch):
+def test_an_interrupted_run_resumes_where_it_stopped(trained, tmp_path, videos):
     """Stopped after epoch 1 and a few steps, then run again: weights and log are those of the run never stopped."""
-    step = Trainer.step
-
-    def interrupted(self, *args):
-        if self.step_done == 8:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    monkeypatch.setattr(Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(8):
         run(tiny(tmp_path, videos))
-    monkeypatch.setattr(Trainer, "step", step)
     folder = run(tiny(tmp_path, videos))
     assert all(torch.equal(a, b) for a, b in zip(weights(trained).values(), weights(folder).values(), strict=True))
     assert without_times(trained) == without_times(folder)

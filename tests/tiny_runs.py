@@ -7,14 +7,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from tests.helpers import HANG
 from video_gn.config import Config, load_config
 from video_gn.distributed.world import world
-from video_gn.engine.train import train
+from video_gn.engine.train import Trainer, train
 from video_gn.run import checkpoint as ckpt
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +49,21 @@ def tiny(tmp_path: Path, videos: Path, *overrides: str) -> Config:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(out=tmp_path / "run", root=videos))
     return load_config(path, overrides)
+
+
+@contextmanager
+def interrupted_after(steps: int) -> Iterator[None]:
+    """Let a training in this block stop as by Ctrl-C before its next step, once it has done `steps`."""
+    step = Trainer.step
+
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
+        if self.step_done == steps:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", interrupted)
+        yield
 
 
 def run(config: Config) -> Path:
